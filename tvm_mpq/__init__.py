@@ -1,0 +1,1 @@
+"""tvm_mpq: mixed-precision compilation of ONNX networks with Apache TVM."""
