@@ -189,8 +189,8 @@ def make_network(name: str, seed: int = 0) -> onnx.ModelProto:
     """The torchvision architecture ``name`` with random weights drawn from ``seed``.
 
     ``name`` is ``mobilenetv2``, ``resnet18`` or ``resnet50``. Input ``input`` float32 [1, 3, 224, 224] of
-    about unit variance, output ``logits`` float32 [1, 1000], opset 13, batch norm folded, activations of order 1.
-    Raises MpqError for another name.
+    about unit variance, output ``logits`` float32 [1, 1000], opset 13, batch norm folded, activations of
+    order 1. Raises MpqError for another name.
     """
     if name not in _BUILDERS:
         raise MpqError(f"unknown network {name!r}: use one of {', '.join(_BUILDERS)}")
