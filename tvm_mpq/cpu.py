@@ -1,0 +1,38 @@
+"""What this machine's processor is and can do, as Linux tells it."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from pathlib import Path
+
+# The levels of the x86-64 psABI in the spelling of /proc/cpuinfo (LZCNT is ``abm`` there).
+X86_64_V2 = ("cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3")
+X86_64_V3 = (*X86_64_V2, "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave")
+X86_64_V4 = (*X86_64_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+
+
+@functools.cache
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's lines of /proc/cpuinfo; empty where there is no such file."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        key, colon, value = line.partition(":")
+        if colon:
+            fields.setdefault(key.strip(), value.strip())
+    return fields
+
+
+def cpu_features() -> frozenset[str]:
+    """The processor's feature flags in the spelling of /proc/cpuinfo."""
+    fields = _cpuinfo()
+    return frozenset((fields.get("flags") or fields.get("Features") or "").split())
+
+
+def cpu_name() -> str:
+    """The processor's model name, or the machine's architecture where Linux gives none."""
+    return _cpuinfo().get("model name") or platform.machine()

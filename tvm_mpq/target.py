@@ -1,0 +1,197 @@
+"""Targets: what a package is compiled for. One TOML file each, and ``host``, which is detected.
+
+A target names the TVM target, the row of the kernels' table of dot-product instructions, the precisions the
+kernels support there, and the CPU features that a machine needs to run the package.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvm_mpq.cpu import X86_64_V2, X86_64_V3, X86_64_V4, cpu_features
+from tvm_mpq.errors import MpqError
+from tvm_mpq.precision import Precision
+
+if TYPE_CHECKING:
+    import tvm
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_FOLDER = resources.files("tvm_mpq") / "targets"
+
+INSTRUCTIONS = ("avx512vnni", "avxvnni", "avx512", "avx2", "generic")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of machine.
+
+    ``instruction`` is one of :data:`INSTRUCTIONS`; ``features`` are CPU flags as /proc/cpuinfo spells them;
+    ``precisions`` are names that :class:`tvm_mpq.precision.Precision` parses; ``cores`` is the number of
+    processors where it is known.
+    """
+
+    name: str
+    description: str
+    instruction: str
+    precisions: tuple[str, ...]
+    features: tuple[str, ...]
+    mcpu: str
+    mtriple: str = "x86_64-linux-gnu"
+    mattr: tuple[str, ...] = ()
+    kind: str = "llvm"
+    cores: int | None = None
+
+    def tvm_dict(self) -> dict[str, Any]:
+        """The fields of the TVM target, as ``tvm.target.Target`` takes them."""
+        fields: dict[str, Any] = {"kind": self.kind, "mtriple": self.mtriple, "mcpu": self.mcpu}
+        if self.mattr:
+            fields["mattr"] = list(self.mattr)
+        if self.cores is not None:
+            fields["num-cores"] = self.cores
+        return fields
+
+    def tvm_target(self) -> tvm.target.Target:
+        """The TVM target that code for this machine is built with."""
+        import tvm  # takes a second: only who compiles pays it
+
+        return tvm.target.Target(self.tvm_dict())
+
+    def supports(self, precision: Precision) -> bool:
+        """Whether the kernels for this target know ``precision``."""
+        return str(precision) in self.precisions
+
+
+def missing_features(target: Target) -> list[str]:
+    """The CPU features ``target`` needs that this machine lacks, in the target's order."""
+    here = cpu_features()
+    return [feature for feature in target.features if feature not in here]
+
+
+def host_target(flags: frozenset[str] | None = None) -> Target:
+    """The target of the machine with the CPU ``flags`` (this one by default).
+
+    The TVM target is a *level* (x86-64-v2 … v4) with the dot-product extension as an explicit attribute, and
+    not the exact processor: the package then needs only what the level and the attribute name, and runs on
+    every machine that has those. Raises MpqError for a machine that is not x86-64 with SSE4.2.
+    """
+    flags = cpu_features() if flags is None else flags
+    rows = (
+        ("avx512vnni", "x86-64-v4", (*X86_64_V4, "avx512_vnni"), ("+avx512vnni",)),
+        ("avxvnni", "x86-64-v3", (*X86_64_V3, "avx_vnni"), ("+avxvnni",)),
+        ("avx512", "x86-64-v4", X86_64_V4, ()),
+        ("avx2", "x86-64-v3", X86_64_V3, ()),
+        ("generic", "x86-64-v2", X86_64_V2, ()),
+    )
+    for instruction, mcpu, needed, mattr in rows:
+        if flags.issuperset(needed):
+            return Target(
+                name="host",
+                description=f"This machine: {mcpu}, {instruction}",
+                instruction=instruction,
+                precisions=("fp32", "w8a8"),
+                features=tuple(needed),
+                mcpu=mcpu,
+                mattr=mattr,
+            )
+    raise MpqError(
+        "the target 'host' needs an x86-64 Linux machine with SSE4.2, which this is not; "
+        "name the machine to compile for with --target"
+    )
+
+
+def target_names() -> list[str]:
+    """The names that :func:`load_target` knows: ``host`` first."""
+    files = sorted(entry.name for entry in _FOLDER.iterdir() if entry.name.endswith(".toml"))
+    return ["host", *(name.removesuffix(".toml") for name in files)]
+
+
+def load_target(name: str) -> Target:
+    """The target called ``name``, or described by the file ``name`` when it ends in ``.toml``.
+
+    Raises MpqError with the near matches for an unknown name, and with the field at fault for a wrong file.
+    """
+    if name == "host":
+        return host_target()
+    if name.endswith(".toml"):
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise MpqError(f"cannot read the target file {name}: {error}") from None
+        return parse_target(text, name)
+    names = target_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 3, 0.4)
+        hint = "did you mean " + " or ".join(near) if near else "known are " + ", ".join(names)
+        raise MpqError(f"unknown target {name!r}; {hint}")
+    text = (_FOLDER / f"{name}.toml").read_text(encoding="utf-8")
+    return parse_target(text, f"{name}.toml")
+
+
+def parse_target(text: str, source: str) -> Target:
+    """Read a target's TOML; raises MpqError that names ``source`` and the field at fault."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise MpqError(f"{source} is not valid TOML: {error}") from None
+    _only(raw, {"name", "description", "instruction", "precisions", "features", "cores", "tvm"}, source)
+    tvm_raw = raw.get("tvm")
+    if not isinstance(tvm_raw, dict):
+        raise MpqError(f"{source}: the table [tvm] is missing")
+    _only(tvm_raw, {"kind", "mcpu", "mtriple", "mattr"}, f"{source}: [tvm]")
+    instruction = _text(raw, "instruction", source)
+    if instruction not in INSTRUCTIONS:
+        raise MpqError(f"{source}: unknown instruction {instruction!r}; known are {', '.join(INSTRUCTIONS)}")
+    precisions = _texts(raw, "precisions", source)
+    for precision in precisions:
+        try:
+            Precision.parse(precision)
+        except MpqError as error:
+            raise MpqError(f"{source}: {error}") from None
+    kind = _text(tvm_raw, "kind", f"{source}: [tvm]")
+    if kind != "llvm":
+        raise MpqError(f"{source}: [tvm] kind {kind!r} is not supported; use 'llvm'")
+    cores = raw.get("cores")
+    if cores is not None and (type(cores) is not int or cores < 1):
+        raise MpqError(f"{source}: 'cores' must be a whole number of at least 1, not {cores!r}")
+    return Target(
+        name=_text(raw, "name", source),
+        description=_text(raw, "description", source),
+        instruction=instruction,
+        precisions=precisions,
+        features=_texts(raw, "features", source),
+        mcpu=_text(tvm_raw, "mcpu", f"{source}: [tvm]"),
+        mtriple=_text(tvm_raw, "mtriple", f"{source}: [tvm]"),
+        mattr=_texts(tvm_raw, "mattr", f"{source}: [tvm]"),
+        kind=kind,
+        cores=cores,
+    )
+
+
+def _only(raw: Mapping[str, Any], known: set[str], source: str) -> None:
+    for key in raw:
+        if key not in known:
+            raise MpqError(f"{source}: unknown field {key!r}; known are {', '.join(sorted(known))}")
+
+
+def _text(raw: Mapping[str, Any], key: str, source: str) -> str:
+    value = raw.get(key)
+    if not isinstance(value, str) or not value:
+        raise MpqError(f"{source}: the field {key!r} must be a text, not {value!r}")
+    return value
+
+
+def _texts(raw: Mapping[str, Any], key: str, source: str) -> tuple[str, ...]:
+    value = raw.get(key)
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise MpqError(f"{source}: the field {key!r} must be a list of texts, not {value!r}")
+    return tuple(value)
