@@ -24,7 +24,7 @@ from tvm_mpq.errors import MpqError
 from tvm_mpq.files import write_beside
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
-_FILES = {"efficientnet-lite0": SHARED / "models" / "efficientnet-lite0.onnx"}
+FILES = {"efficientnet-lite0": SHARED / "models" / "efficientnet-lite0.onnx"}
 # Restores the half of the power that ReLU removes (He et al. 2015).
 _HE = 2.0
 
@@ -182,7 +182,7 @@ _BUILDERS: dict[str, Callable[[_Graph], None]] = {
     "resnet18": lambda g: _resnet(_basic_block, (2, 2, 2, 2), g),
     "resnet50": lambda g: _resnet(_bottleneck, (3, 4, 6, 3), g),
 }
-NETWORKS = (*_FILES, *_BUILDERS)
+NETWORKS = (*FILES, *_BUILDERS)
 
 
 def make_network(name: str, seed: int = 0) -> onnx.ModelProto:
@@ -204,11 +204,11 @@ def load_network(name: str, seed: int = 0) -> onnx.ModelProto:
 
     Raises MpqError when the name is unknown or the file is absent.
     """
-    if name not in _FILES:
+    if name not in FILES:
         if name not in _BUILDERS:
             raise MpqError(f"unknown network {name!r}: use one of {', '.join(NETWORKS)}")
         return make_network(name, seed)
-    path = _FILES[name].resolve()
+    path = FILES[name].resolve()
     if not path.is_file():
         raise MpqError(
             f"{name} is not at {path}: put the file there, or choose one of {', '.join(_BUILDERS)}"

@@ -1,0 +1,1 @@
+"""What the benchmark compares against, and how it takes turns between contestants."""
