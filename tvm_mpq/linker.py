@@ -1,4 +1,4 @@
-"""Linking a compiled module into a shared library with whatever linker the machine has; no C compiler needed."""
+"""Linking a compiled module into a shared library with whatever linker there is; no C compiler needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def find_linker() -> list[str]:
-    """The command that starts a linker: ``ld.lld``, ``ld``, ``cc``, or the one inside the package ``ziglang``.
+    """The command that starts a linker: ``ld.lld``, ``ld``, ``cc``, or the one in the package ``ziglang``.
 
     Raises MpqError that names what to install where there is none.
     """

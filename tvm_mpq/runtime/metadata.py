@@ -1,0 +1,125 @@
+"""What a package says about itself: ``metadata.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from tvm_mpq.errors import MpqError
+from tvm_mpq.runtime.decode import decode
+from tvm_mpq.target import Target
+from tvm_mpq.tensor_spec import TensorSpec
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TargetInfo:
+    """What the package was compiled for; ``features`` are the CPU flags it needs (/proc/cpuinfo spelling)."""
+
+    name: str
+    instruction: str
+    features: tuple[str, ...]
+    tvm: dict[str, Any]
+
+    @classmethod
+    def of(cls, target: Target) -> TargetInfo:
+        """The part of ``target`` that a package records."""
+        return cls(target.name, target.instruction, target.features, target.tvm_dict())
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Bytes: ``weights`` as stored, ``weights_fp32`` the same in fp32, ``resident`` as planned at run time.
+
+    ``resident`` is constants plus planned activation memory; the harness measures the real figure.
+    """
+
+    weights: int
+    weights_fp32: int
+    resident: int
+
+
+@dataclass(frozen=True)
+class OperatorRecord:
+    """One operator: the precision asked for, chosen and executed, and why they differ ("" if not)."""
+
+    name: str
+    kind: str
+    asked: str
+    chosen: str
+    executed: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class CalibrationInfo:
+    """How the ranges of the 8-bit tensors were found."""
+
+    observer: str
+    samples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Hashes:
+    """SHA-256 in hexadecimal of the ONNX file, calibration samples (None without), library and plan."""
+
+    model: str
+    calibration: str | None
+    library: str
+    plan: str
+
+
+@dataclass(frozen=True)
+class BaselineInfo:
+    """The fp32 package written beside: file name (no folder) and SHA-256 of the file."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Everything a package says about itself. Holds no time of day: equal inputs give equal bytes."""
+
+    schema_version: int
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    target: TargetInfo
+    versions: dict[str, str]
+    hashes: Hashes
+    storage: Storage
+    operators: tuple[OperatorRecord, ...]
+    calibration: CalibrationInfo | None
+    baseline: BaselineInfo | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The metadata as JSON-ready values."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """The text of ``metadata.json``."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> Metadata:
+        """Read what :meth:`to_json` wrote; raises MpqError that names ``source`` and what is wrong."""
+        try:
+            raw = json.loads(text)
+        except (ValueError, RecursionError):
+            raise MpqError(f"{source}: metadata.json is not valid JSON") from None
+        version = raw.get("schema_version") if isinstance(raw, dict) else None
+        if version != SCHEMA_VERSION:
+            newer = type(version) is int and version > SCHEMA_VERSION
+            hint = "; install a newer tvm_mpq" if newer else ""
+            raise MpqError(
+                f"{source} has package schema version {version!r}, this tvm_mpq reads {SCHEMA_VERSION}{hint}"
+            )
+        metadata = decode(cls, raw, f"{source}: metadata.json")
+        if not metadata.inputs or not metadata.outputs:
+            raise MpqError(f"{source}: metadata.json names no inputs or no outputs")
+        return metadata

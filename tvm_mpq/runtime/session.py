@@ -1,0 +1,136 @@
+"""Running a package on this machine."""
+
+from __future__ import annotations
+
+import ctypes
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tvm_mpq.cpu import cpu_features
+from tvm_mpq.errors import MpqError
+from tvm_mpq.runtime.package import Package
+from tvm_mpq.runtime.threads import check_threads, run_with_threads
+
+Array = npt.NDArray[Any]
+
+
+class Session:
+    """A loaded package, ready to run. Nothing else may run in the same process while it is timed."""
+
+    def __init__(self, package: Package | str | Path, threads: int | None = None) -> None:
+        """Load ``package`` (or the file of that name) for ``threads`` threads, all available ones by default.
+
+        Raises MpqError for a package made for instructions that this machine lacks, a bad number of threads,
+        and a library that cannot be loaded.
+        """
+        self.package = package if isinstance(package, Package) else Package.load(package)
+        self.threads = check_threads(threads)
+        check_features(self.package)
+        self._machine = run_with_threads(self.threads, self._load)
+
+    def _load(self) -> Any:
+        import tvm
+        from tvm import relax
+
+        # A package's kernels call libm's functions and name no library that has them.
+        ctypes.CDLL("libm.so.6", mode=ctypes.RTLD_GLOBAL)
+        with tempfile.TemporaryDirectory(prefix="tvm-mpq-") as folder:
+            # The library stays mapped after its file is gone.
+            path = Path(folder) / "model.so"
+            path.write_bytes(self.package.library)
+            try:
+                library = tvm.runtime.load_module(str(path))
+                return relax.VirtualMachine(library, tvm.cpu())
+            except Exception as error:
+                raise MpqError(f"cannot load the package's library: {_first_line(error)}") from error
+
+    def run(self, inputs: Mapping[str, Array] | Array) -> list[Array]:
+        """The network's outputs, each an array of the shape and dtype the package's metadata names.
+
+        ``inputs`` gives an array for each input, or one array for a network with one input. Raises MpqError
+        for names, shapes or dtypes that do not fit.
+        """
+        arrays = self._checked(inputs)
+        return run_with_threads(self.threads, lambda: self._run(arrays))
+
+    def time(
+        self, inputs: Mapping[str, Array] | Array, repeat: int = 20, warmup: int = 3
+    ) -> npt.NDArray[np.float64]:
+        """Seconds of each of ``repeat`` runs, float64 [repeat], after ``warmup`` that are not counted.
+
+        Timed is the call of the compiled network alone: inputs are in place and outputs are not copied.
+        Raises MpqError as :meth:`run` does, and for a ``repeat`` below 1.
+        """
+        if repeat < 1 or warmup < 0:
+            raise MpqError(f"cannot time {repeat} runs after {warmup} for warming up")
+        arrays = self._checked(inputs)
+        return run_with_threads(self.threads, lambda: self._time(arrays, repeat, warmup))
+
+    def _run(self, arrays: list[Array]) -> list[Array]:
+        result = self._machine["main"](*_tensors(arrays))
+        single = len(self.package.metadata.outputs) == 1 and hasattr(result, "numpy")
+        return [tensor.numpy() for tensor in ([result] if single else result)]
+
+    def _time(self, arrays: list[Array], repeat: int, warmup: int) -> npt.NDArray[np.float64]:
+        main, tensors = self._machine["main"], _tensors(arrays)
+        for _ in range(warmup):
+            main(*tensors)
+        seconds = np.empty(repeat)
+        for i in range(repeat):
+            start = time.perf_counter()
+            main(*tensors)
+            seconds[i] = time.perf_counter() - start
+        return seconds
+
+    def _checked(self, inputs: Mapping[str, Array] | Array) -> list[Array]:
+        """The arrays in the network's order, of its shapes and dtypes."""
+        specs = self.package.metadata.inputs
+        names = ", ".join(repr(spec.name) for spec in specs)
+        if isinstance(inputs, np.ndarray):
+            if len(specs) != 1:
+                raise MpqError(f"the network has {len(specs)} inputs: give an array for each of {names}")
+            inputs = {specs[0].name: inputs}
+        for name in inputs:
+            if all(name != spec.name for spec in specs):
+                raise MpqError(f"the network has no input {name!r}; it has {names}")
+        arrays = []
+        for spec in specs:
+            if spec.name not in inputs:
+                raise MpqError(f"the input {spec.name!r} is missing; the network has {names}")
+            array = np.asarray(inputs[spec.name])
+            if array.shape != spec.shape:
+                raise MpqError(
+                    f"the input {spec.name!r} has shape {list(array.shape)}; "
+                    f"the package was compiled for {list(spec.shape)}"
+                )
+            if array.dtype != np.dtype(spec.dtype):
+                raise MpqError(f"the input {spec.name!r} is {array.dtype}; the network takes {spec.dtype}")
+            arrays.append(np.ascontiguousarray(array))
+        return arrays
+
+
+def check_features(package: Package) -> None:
+    """Raise MpqError that names the instructions ``package`` needs and this machine lacks."""
+    target, here = package.metadata.target, cpu_features()
+    lacking = [feature for feature in target.features if feature not in here]
+    if lacking:
+        raise MpqError(
+            f"the package was compiled for target {target.name!r} and this machine lacks "
+            f"{', '.join(lacking)}; compile it again with --target host"
+        )
+
+
+def _tensors(arrays: list[Array]) -> list[Any]:
+    import tvm
+
+    return [tvm.runtime.tensor(array) for array in arrays]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
