@@ -106,7 +106,10 @@ class Package:
         for name, expected in ((_LIBRARY, metadata.hashes.library), (_PLAN, metadata.hashes.plan)):
             if sha256(members[name]) != expected:
                 raise MpqError(f"{source} was altered: {name} does not match the hash in {_METADATA}")
-        return cls(metadata, plan, members[_LIBRARY])
+        package = cls(metadata, plan, members[_LIBRARY])
+        # The file as it is and not packed again: another zlib may give other bytes.
+        vars(package)["_content"] = content
+        return package
 
     @classmethod
     def load(cls, path: str | Path) -> Package:

@@ -1,0 +1,85 @@
+"""``tvm-mpq benchmark``: latency, storage and loss of a package beside fp32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tvm_mpq.cli.console import progress_bar, stdout, write_json
+from tvm_mpq.cli.options import (
+    JsonOption,
+    LimitOption,
+    MeanOption,
+    ResizeOption,
+    ScaleOption,
+    ThreadsOption,
+    check_output_file,
+    parse_numbers,
+)
+
+
+def benchmark(
+    package: Annotated[Path, typer.Argument(help="The package.", metavar="PACKAGE")],
+    data: Annotated[
+        Path, typer.Option(metavar="DATA", help="An .npz with labels, or a folder of images with labels.csv.")
+    ],
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The fp32 package to compare with, if not the one beside."),
+    ] = None,
+    loss: Annotated[
+        str, typer.Option(help="cross-entropy, mse, bce, kl (against fp32, no labels) or module:function.")
+    ] = "cross-entropy",
+    threads: ThreadsOption = 1,
+    repeat: Annotated[int, typer.Option(metavar="N", help="Runs to time.")] = 100,
+    limit: LimitOption = None,
+    resize: ResizeOption = None,
+    mean: MeanOption = "0",
+    scale: ScaleOption = "1",
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    json: JsonOption = None,
+) -> None:
+    """Measure a package's latency, storage and loss, with its fp32 package in turns beside it."""
+    check_output_file("--json", json)
+    means, scales = parse_numbers("--mean", mean), parse_numbers("--scale", scale)
+    from tvm_mpq.cli.tables import operators_table, result_table, verdict
+    from tvm_mpq.dataset import open_dataset
+    from tvm_mpq.loss import get_loss
+    from tvm_mpq.runtime import harness
+    from tvm_mpq.runtime.package import Package
+    from tvm_mpq.runtime.session import check_features
+
+    loaded = Package.load(package)
+    check_features(loaded)
+    fp32, reason = harness.find_baseline(loaded, package, baseline)
+    output = loaded.metadata.outputs[0].shape
+    classes = output[1] if get_loss(loss).classification and len(output) > 1 else None
+    samples = open_dataset(
+        data,
+        loaded.metadata.inputs,
+        resize=resize,
+        mean=means,
+        scale=scales,
+        limit=limit,
+        classes=classes,
+    )
+    with progress_bar() as progress:
+        result = harness.benchmark(
+            loaded,
+            samples,
+            baseline=fp32,
+            baseline_reason=reason,
+            loss=loss,
+            threads=threads,
+            repeat=repeat,
+            seed=seed,
+            progress=progress,
+        )
+    console = stdout()
+    console.print(result_table(loaded.metadata.name, result))
+    for line in verdict(result):
+        console.print(line, markup=False)
+    console.print(operators_table(result.operators))
+    write_json(json, result.to_dict())

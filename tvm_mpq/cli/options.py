@@ -1,0 +1,63 @@
+"""Options that several commands share, and how their texts become values."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tvm_mpq.errors import MpqError
+
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write the result to FILE as JSON.")
+]
+ThreadsOption = Annotated[int, typer.Option(help="Threads to run with.", metavar="N")]
+ResizeOption = Annotated[int | None, typer.Option(metavar="PIXELS", help="Resize images to PIXELS × PIXELS.")]
+MeanOption = Annotated[
+    str, typer.Option(metavar="M[,M,M]", help="x = (value - MEAN) · SCALE: one mean, or one a channel.")
+]
+ScaleOption = Annotated[str, typer.Option(metavar="S[,S,S]", help="One scale, or one a channel.")]
+LimitOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Use N samples, spread evenly over the data.")
+]
+
+
+def parse_numbers(option: str, text: str) -> float | tuple[float, ...]:
+    """``"127"`` → 127.0 and ``"1,2,3"`` → (1.0, 2.0, 3.0); raises MpqError for anything else."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
+        raise MpqError(f"{option} needs one number or three with commas between, not {text!r}")
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def parse_input_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
+    """``["data:1,3,224,224"]`` → {"data": (1, 3, 224, 224)}; raises MpqError for anything else."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        # Names may hold colons ("input:0"); a shape never does.
+        name, colon, sizes = text.rpartition(":")
+        try:
+            shape = tuple(int(size) for size in sizes.split(","))
+        except ValueError:
+            shape = ()
+        if not colon or not name or not shape or min(shape) < 1:
+            raise MpqError(f"--input-shape needs NAME:1,3,224,224 with sizes of at least 1, not {text!r}")
+        if name in shapes:
+            raise MpqError(f"--input-shape gives the input {name!r} twice")
+        shapes[name] = shape
+    return shapes
+
+
+def check_output_file(option: str, path: Path | None) -> None:
+    """Raise MpqError now, and not after minutes of work, if ``path`` cannot be written."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise MpqError(f"{option} {path} is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise MpqError(f"{option} {path}: there is no folder {path.parent}")

@@ -1,0 +1,90 @@
+"""The tables that commands print."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+
+from tvm_mpq.runtime.metadata import OperatorRecord
+from tvm_mpq.runtime.result import LossResult, Result
+
+
+def bytes_text(count: int) -> str:
+    """A number of bytes for people: ``1.23 MB`` is 1.23 million."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} B"
+
+
+def operators_table(operators: Sequence[OperatorRecord]) -> Table:
+    """Operators counted by kind and precisions: a network has hundreds, and most of them alike."""
+    table = Table(title="Operators", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("count", justify="right")
+    for name in ("kind", "asked", "chosen", "executed", "reason"):
+        table.add_column(name, overflow="fold")
+    alike = Counter((o.kind, o.asked, o.chosen, o.executed, o.reason) for o in operators)
+    for cells, count in sorted(alike.items()):
+        table.add_row(str(count), *cells)
+    return table
+
+
+def result_table(name: str, result: Result) -> Table:
+    """Latency, storage and loss of a package beside its fp32 baseline."""
+    title = f"{name}: {result.loss.samples} samples, {result.latency_ms.threads} thread(s)"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for column in ("fp32", "package", "change"):
+        table.add_column(column, justify="right")
+    fp32 = result.baseline
+    for field in ("median", "p90", "min"):
+        ours = getattr(result.latency_ms, field)
+        theirs = None if fp32 is None else getattr(fp32.latency_ms, field)
+        table.add_row(f"latency {field}", _ms(theirs), _ms(ours), _ratio(ours, theirs))
+    for field in ("file", "weights", "resident"):
+        ours = getattr(result.storage_bytes, field)
+        theirs = None if fp32 is None else getattr(fp32.storage_bytes, field)
+        shown = "–" if theirs is None else bytes_text(theirs)
+        table.add_row(f"storage {field}", shown, bytes_text(ours), _ratio(ours, theirs))
+    _add_loss(table, None if fp32 is None else fp32.loss, result.loss)
+    return table
+
+
+def verdict(result: Result) -> list[str]:
+    """What the table leaves to say: no baseline, a package slower than fp32, what resident means."""
+    lines = []
+    if result.baseline is None:
+        lines.append(f"No comparison with fp32: {result.baseline_reason}.")
+    elif result.slower:
+        ours, theirs = result.latency_ms.median, result.baseline.latency_ms.median
+        lines.append(
+            f"SLOWER THAN FP32: the package takes {ours / theirs:.2f} times as long "
+            f"({ours:.3f} ms against {theirs:.3f} ms)."
+        )
+    lines.append("resident: growth of memory in a fresh process from loading to after the first run.")
+    return lines
+
+
+def _add_loss(table: Table, fp32: LossResult | None, ours: LossResult) -> None:
+    change = "–"
+    if ours.delta is not None:
+        interval = "" if ours.ci95 is None else f"  [{ours.ci95[0]:+.5f}, {ours.ci95[1]:+.5f}]"
+        change = f"{ours.delta:+.5f}{interval}"
+    table.add_row(ours.name, "–" if fp32 is None else f"{fp32.mean:.5f}", f"{ours.mean:.5f}", change)
+    if ours.accuracy is None:
+        return
+    theirs = None if fp32 is None else fp32.accuracy
+    points = "–" if theirs is None else f"{100 * (ours.accuracy - theirs):+.2f} points"
+    shown = "–" if theirs is None else f"{100 * theirs:.2f} %"
+    table.add_row("accuracy", shown, f"{100 * ours.accuracy:.2f} %", points)
+
+
+def _ms(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f} ms"
+
+
+def _ratio(ours: float, theirs: float | None) -> str:
+    return "–" if not theirs else f"× {ours / theirs:.3f}"

@@ -1,0 +1,42 @@
+"""Named arrays in .npz files."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tvm_mpq.errors import MpqError
+from tvm_mpq.files import write_beside
+
+
+def load_arrays(path: str | Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of an .npz file by name; raises MpqError for anything else, pickled objects included."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise MpqError(f"{path} is a single array; save named ones with numpy.savez")
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise MpqError(f"there is no file {path}") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError) as error:
+        raise MpqError(f"{path} is not a readable .npz of plain arrays: {error}") from None
+
+
+def save_arrays(path: str | Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write ``arrays`` to the .npz file ``path``, beside it first and then renamed."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as file:
+        # Not numpy.savez: its keyword arguments forbid an output called "file".
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.save(content, array, allow_pickle=False)
+            # Without a time of day, so that equal outputs give equal files.
+            file.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue())
+    write_beside(Path(path), stream.getvalue())

@@ -1,0 +1,95 @@
+"""What the harness measures: the shape of ``benchmark --json``."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tvm_mpq.runtime.metadata import OperatorRecord
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one run at a batch of the package's size."""
+
+    median: float
+    p90: float
+    min: float
+    threads: int
+
+    @classmethod
+    def of(cls, seconds: npt.NDArray[np.float64], threads: int) -> Latency:
+        """Summarise float64 [runs] seconds."""
+        ms = seconds * 1e3
+        return cls(float(np.median(ms)), float(np.quantile(ms, 0.9)), float(ms.min()), threads)
+
+
+@dataclass(frozen=True)
+class StorageBytes:
+    """Bytes of the package's file, of its weights in it before compression, and of resident memory."""
+
+    file: int
+    weights: int
+    resident: int
+
+
+@dataclass(frozen=True)
+class LossResult:
+    """The loss over an evaluation set, and its change against fp32.
+
+    ``accuracy`` is None where labels are not classes. ``delta`` (this - fp32) and its paired-bootstrap 95 %
+    interval ``ci95`` are None without a baseline; the interval is also None for a single sample.
+    """
+
+    name: str
+    mean: float
+    accuracy: float | None
+    samples: int
+    delta: float | None
+    ci95: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class BaselineResult:
+    """The fp32 package, measured in the same run."""
+
+    latency_ms: Latency
+    storage_bytes: StorageBytes
+    loss: LossResult
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What the figures depend on. ``hashes`` are SHA-256: packages, data, and those the package records."""
+
+    cpu: str
+    features: tuple[str, ...]
+    versions: dict[str, str]
+    seed: int
+    hashes: dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A benchmark. ``baseline`` is None with the reason in ``baseline_reason`` where there was none."""
+
+    latency_ms: Latency
+    storage_bytes: StorageBytes
+    loss: LossResult
+    baseline: BaselineResult | None
+    baseline_reason: str | None
+    operators: tuple[OperatorRecord, ...]
+    environment: Environment
+
+    @property
+    def slower(self) -> bool:
+        """Whether the package's median latency is above its baseline's."""
+        return self.baseline is not None and self.latency_ms.median > self.baseline.latency_ms.median
+
+    def to_dict(self) -> dict[str, Any]:
+        """The benchmark as JSON-ready values."""
+        return dataclasses.asdict(self)
