@@ -21,7 +21,7 @@ _TOLD_ARM = ("asimd", "asimddp", "i8mm", "bf16", "sve")
 
 @dataclass(frozen=True)
 class Row:
-    """Latency in ms (median unless told otherwise) of one network at one precision and number of threads; None = did not take part.
+    """Latency in ms of one network at one precision and number of threads; None = did not take part.
 
     ``speedup_to_best`` is the fastest peer's latency over ours.
     """
@@ -43,7 +43,7 @@ class Row:
         seconds: Mapping[str, NDArray[np.float64]],
         statistic: Callable[[NDArray[np.float64]], float] = np.median,
     ) -> Row:
-        """The row of ``seconds``: contestant → seconds of each of its inferences, reduced by ``statistic``."""
+        """The row of ``seconds``: contestant → seconds of its inferences, reduced by ``statistic``."""
         ms = {name: float(statistic(values)) * 1e3 for name, values in seconds.items()}
         ours, peers = ms.get(OURS), [ms[peer] for peer in PEERS if peer in ms]
         speedup = min(peers) / ours if ours is not None and peers else None
@@ -76,6 +76,16 @@ def table(rows: Sequence[Row]) -> str:
             f"{'geometric mean':<20}{precision:<11}{threads:>7}{'':>33}"
             f"{_number(to_ort):>10}{_number(to_openvino):>9}{_number(speedup):>10}"
         )
+    return "\n".join(lines)
+
+
+def agreement_table(agreement: Mapping[tuple[str, str, str], float]) -> str:
+    """(network, precision, contestant) → correlation of its output with fp32's, as one line a network."""
+    lines = []
+    for network, precision in dict.fromkeys((network, precision) for network, precision, _ in agreement):
+        values = {who: value for (n, p, who), value in agreement.items() if (n, p) == (network, precision)}
+        cells = "   ".join(f"{who} {value:.4f}" for who, value in values.items())
+        lines.append(f"{network:<20}{precision:<11}{cells}")
     return "\n".join(lines)
 
 
