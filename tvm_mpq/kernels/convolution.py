@@ -1,0 +1,185 @@
+"""Convolution and matrix multiplication as one definition: stage patches, multiply by packed weights, finish.
+
+NHWC. Rows m run over batch, output rows and output columns; the reduction k over kernel rows, kernel columns and the
+input channels of a group (padded to a multiple of the intrinsic's group).
+
+    stage[g, m, k]     = x at the input pixel of (m, k), less its zero-point when integer; 0 in the padding
+    acc[g, m, n, l]    = Σ_k stage[g, m, k] · weight[g, n, k/G, l, k mod G]
+    out[m, channel]    = acc + bias, requantized, or rescaled to float, or activated
+
+Where the intrinsic reads uint8 the zero-point is not subtracted: it is what padding is filled with, and the constant
+that it adds is folded into the bias (see ``quantization``). A matrix multiplication is a 1×1 convolution.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tvm import te, tirx
+from tvm.tirx import Expr, PrimFunc
+
+from tvm_mpq.kernels.intrinsic import Intrinsic
+from tvm_mpq.kernels.requantize import requantize
+
+
+@dataclass(frozen=True)
+class ConvolutionShape:
+    """The extents of a convolution. ``padding`` is top, left, bottom, right; channels count all groups."""
+
+    batch: int
+    height: int
+    width: int
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @property
+    def out_height(self) -> int:
+        """Rows of the output."""
+        reach = self.dilation[0] * (self.kernel[0] - 1) + 1
+        return (self.height + self.padding[0] + self.padding[2] - reach) // self.stride[0] + 1
+
+    @property
+    def out_width(self) -> int:
+        """Columns of the output."""
+        reach = self.dilation[1] * (self.kernel[1] - 1) + 1
+        return (self.width + self.padding[1] + self.padding[3] - reach) // self.stride[1] + 1
+
+    @property
+    def rows(self) -> int:
+        """Rows of the matrix multiplication: batch × output pixels."""
+        return self.batch * self.out_height * self.out_width
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one call."""
+        return self.rows * self.out_channels * math.prod(self.kernel) * self.in_channels // self.groups
+
+    def reduction(self, group: int) -> int:
+        """Length of the reduction with channels padded to a multiple of ``group``."""
+        return math.prod(self.kernel) * _round_up(self.in_channels // self.groups, group)
+
+    def is_plain_matrix(self) -> bool:
+        """Whether the stage would only copy: 1×1, stride 1, no padding, one group."""
+        return (
+            self.kernel == (1, 1) and self.stride == (1, 1) and not any(self.padding) and self.groups == 1
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Output:
+    """What leaves the kernel: ``uint8`` (requantized) or ``float32``; activation bounds for a float network's clip."""
+
+    dtype: str
+    low: float = -math.inf
+    high: float = math.inf
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def packed_weight_shape(shape: ConvolutionShape, intrinsic: Intrinsic) -> tuple[int, int, int, int, int]:
+    """[groups, channel blocks, reduction / G, lanes, G] of the packed weights."""
+    blocks = -(-(shape.out_channels // shape.groups) // intrinsic.lanes)
+    steps = shape.reduction(intrinsic.group) // intrinsic.group
+    return (shape.groups, blocks, steps, intrinsic.lanes, intrinsic.group)
+
+
+def convolution(
+    shape: ConvolutionShape, in_dtype: str, out: Output, intrinsic: Intrinsic, row_tile: int = 1
+) -> PrimFunc:
+    """The definition as a PrimFunc with blocks ``stage``, ``acc``, ``finished``, ``out``, to be scheduled by the template.
+
+    Parameters, in order: x [N·H·W, C] of ``in_dtype``; packed weights; bias [groups, blocks, lanes] of the accumulator's
+    dtype; for integers multiplier [groups, blocks, lanes] float32 and grid int32[2] (input and output zero-point); then
+    the output [rows, out_channels]. ``row_tile``: rows are padded to a multiple of it inside.
+    """
+    integer = in_dtype == "uint8"
+    x = te.placeholder((shape.batch * shape.height * shape.width, shape.in_channels), in_dtype, "x")
+    weight_shape = packed_weight_shape(shape, intrinsic)
+    groups, blocks, steps, lanes, group = weight_shape
+    weight = te.placeholder(weight_shape, intrinsic.weight, "weight")
+    channel_shape = (groups, blocks, lanes)
+    bias = te.placeholder(channel_shape, intrinsic.accumulator, "bias")
+    multiplier = te.placeholder(channel_shape, "float32", "multiplier")
+    grid = te.placeholder((2,), "int32", "grid")
+
+    rows = _round_up(shape.rows, row_tile)
+    stage = _stage(x, grid if integer else None, shape, intrinsic, rows)
+    k = te.reduce_axis((0, steps), "k")
+    inner = te.reduce_axis((0, group), "inner")
+
+    def product(g: Expr, m: Expr, n: Expr, lane: Expr) -> Expr:
+        a = stage[g, m, k * group + inner].astype(intrinsic.accumulator)
+        return te.sum(a * weight[g, n, k, lane, inner].astype(intrinsic.accumulator), axis=[k, inner])
+
+    acc = te.compute((groups, rows, blocks, lanes), product, "acc")
+
+    def finish(g: Expr, m: Expr, n: Expr, lane: Expr) -> Expr:
+        value = acc[g, m, n, lane] + bias[g, n, lane]
+        if not integer:
+            return activate(value, out)
+        if out.dtype == "uint8":
+            return requantize(value, multiplier[g, n, lane], grid[1])
+        return activate(value.astype("float32") * multiplier[g, n, lane], out)
+
+    finished = te.compute(acc.shape, finish, "finished")
+    channels = shape.out_channels // shape.groups
+
+    def at(m: Expr, c: Expr) -> Expr:
+        within = c if groups == 1 else c % channels
+        return finished[0 if groups == 1 else c // channels, m, within // lanes, within % lanes]
+
+    result = te.compute((shape.rows, shape.out_channels), at, "out")
+    parameters = [x, weight, bias, multiplier, grid, result] if integer else [x, weight, bias, result]
+    return te.create_prim_func(parameters)
+
+
+def activate(value: Expr, out: Output) -> Expr:
+    """Clip a float to the output's activation bounds, each only where it is finite."""
+    if not math.isinf(out.high):
+        value = te.min(value, tirx.const(out.high, "float32"))
+    if not math.isinf(out.low):
+        value = te.max(value, tirx.const(out.low, "float32"))
+    return value
+
+
+def _stage(
+    x: te.Tensor, grid: te.Tensor | None, shape: ConvolutionShape, intrinsic: Intrinsic, rows: int
+) -> te.Tensor:
+    kernel_h, kernel_w = shape.kernel
+    per_group = shape.in_channels // shape.groups
+    padded = _round_up(per_group, intrinsic.group)
+    top, left = shape.padding[:2]
+    oh, ow = shape.out_height, shape.out_width
+    # uint8 intrinsics keep the zero-point in the data and pad with it; wider ones subtract it.
+    subtract = grid is not None and intrinsic.activation != "uint8"
+    fill: Expr = tirx.const(0, intrinsic.activation)
+    if grid is not None and not subtract:
+        fill = grid[0].astype(intrinsic.activation)
+
+    def element(g: Expr, m: Expr, k: Expr) -> Expr:
+        c = k % padded
+        r, s = k // padded // kernel_w, k // padded % kernel_w
+        h = m // ow % oh * shape.stride[0] + r * shape.dilation[0] - top
+        w = m % ow * shape.stride[1] + s * shape.dilation[1] - left
+        channel = c if shape.groups == 1 else g * per_group + c
+        value = x[(m // (oh * ow) * shape.height + h) * shape.width + w, channel]
+        if subtract:
+            value = value.astype(intrinsic.activation) - grid[0].astype(intrinsic.activation)
+        conditions = []
+        if any(shape.padding):
+            conditions += [h >= 0, h < shape.height, w >= 0, w < shape.width]
+        if rows != shape.rows:
+            conditions.append(m < shape.rows)
+        if padded != per_group:
+            conditions.append(c < per_group)
+        return te.if_then_else(te.all(*conditions), value, fill) if conditions else value
+
+    return te.compute((shape.groups, rows, shape.reduction(intrinsic.group)), element, "stage")

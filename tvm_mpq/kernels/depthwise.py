@@ -1,0 +1,148 @@
+"""Depthwise convolution: every output channel reads one input channel.
+
+NHWC as [pixels, channels]. The input is padded into a stage of its own dtype (uint8 is padded with its zero-point and
+multiplied as it is: the constant that the zero-point adds is folded into the bias), then
+
+    acc[n, h, w, k] = Σ_{r,s} stage[n, h·stride + r·dilation, w·stride + s·dilation, k // multiplier] · weight[r, s, k]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm import IRModule, te, tirx
+from tvm.s_tir import Schedule
+from tvm.tirx import Expr, PrimFunc
+
+from tvm_mpq.kernels.convolution import ConvolutionShape, Output, activate
+from tvm_mpq.kernels.requantize import requantize
+
+
+@dataclass(frozen=True)
+class DepthwiseTile:
+    """``columns`` results × ``vector`` channels are kept in registers; a parallel task makes ``rows`` output rows."""
+
+    columns: int
+    vector: int
+    rows: int
+
+
+def depthwise(shape: ConvolutionShape, in_dtype: str, out: Output) -> PrimFunc:
+    """The definition with blocks ``stage``, ``acc`` and ``out``.
+
+    Parameters: x [N·H·W, C]; weight [R, S, K] int8 or float32; bias [K]; for integers multiplier [K] float32 and grid
+    int32[2] (input and output zero-point); then the output [rows, K].
+    """
+    integer = in_dtype == "uint8"
+    accumulator = "int32" if integer else "float32"
+    x = te.placeholder((shape.batch * shape.height * shape.width, shape.in_channels), in_dtype, "x")
+    channels = shape.out_channels
+    weight = te.placeholder((*shape.kernel, channels), "int8" if integer else "float32", "weight")
+    bias = te.placeholder((channels,), accumulator, "bias")
+    multiplier = te.placeholder((channels,), "float32", "multiplier")
+    grid = te.placeholder((2,), "int32", "grid")
+    fill = grid[0].astype(in_dtype) if integer else tirx.const(0, in_dtype)
+    stage = padded_input(x, shape, fill)
+
+    r = te.reduce_axis((0, shape.kernel[0]), "r")
+    s = te.reduce_axis((0, shape.kernel[1]), "s")
+    expansion = channels // shape.in_channels
+    dims = (shape.batch, shape.out_height, shape.out_width, channels)
+
+    def product(n: Expr, h: Expr, w: Expr, k: Expr) -> Expr:
+        value = stage[
+            n,
+            h * shape.stride[0] + r * shape.dilation[0],
+            w * shape.stride[1] + s * shape.dilation[1],
+            k if expansion == 1 else k // expansion,
+        ]
+        return te.sum(value.astype(accumulator) * weight[r, s, k].astype(accumulator), axis=[r, s])
+
+    acc = te.compute(dims, product, "acc")
+
+    def finish(n: Expr, h: Expr, w: Expr, k: Expr) -> Expr:
+        value = acc[n, h, w, k] + bias[k]
+        if not integer:
+            return activate(value, out)
+        if out.dtype == "uint8":
+            return requantize(value, multiplier[k], grid[1])
+        return activate(value.astype("float32") * multiplier[k], out)
+
+    finished = te.compute(dims, finish, "finished")
+    result = pixels(finished, "out")
+    parameters = [x, weight, bias, multiplier, grid, result] if integer else [x, weight, bias, result]
+    return te.create_prim_func(parameters)
+
+
+def padded_input(x: te.Tensor, shape: ConvolutionShape, fill: Expr) -> te.Tensor:
+    """[N·H·W, C] → [N, H + padding, W + padding, C], ``fill`` in the padding."""
+    top, left, bottom, right = shape.padding
+
+    def element(n: Expr, h: Expr, w: Expr, c: Expr) -> Expr:
+        value = x[(n * shape.height + (h - top)) * shape.width + (w - left), c]
+        conditions = []
+        if top or bottom:
+            conditions += [h >= top, h < shape.height + top]
+        if left or right:
+            conditions += [w >= left, w < shape.width + left]
+        return te.if_then_else(te.all(*conditions), value, fill) if conditions else value
+
+    dims = (shape.batch, shape.height + top + bottom, shape.width + left + right, shape.in_channels)
+    return te.compute(dims, element, "stage")
+
+
+def pixels(tensor: te.Tensor, name: str) -> te.Tensor:
+    """[N, H, W, C] → [N·H·W, C]."""
+    n, h, w, c = (int(extent) for extent in tensor.shape)
+    return te.compute((n * h * w, c), lambda m, k: tensor[m // (h * w), m // w % h, m % w, k], name)
+
+
+def default_depthwise_tile(shape: ConvolutionShape, lanes: int) -> DepthwiseTile:
+    """As many columns as leave registers for the taps, and tasks of about 32 KB of staged input."""
+    width = shape.out_width
+    columns = max((c for c in range(1, 9) if width % c == 0), default=1)
+    return DepthwiseTile(columns, vector_width(shape.out_channels, lanes), task_rows(shape))
+
+
+def vector_width(channels: int, lanes: int) -> int:
+    """The widest vector of whole registers that divides ``channels``, at most ``lanes``; else any divisor up to 32."""
+    whole = [w for w in (lanes, lanes // 2) if w >= 4 and channels % w == 0]
+    return whole[0] if whole else max(w for w in range(1, 33) if channels % w == 0)
+
+
+def task_rows(shape: ConvolutionShape, threads: int = 2) -> int:
+    """Output rows of a parallel task: divides the height, several tasks a thread, at least as tall as the kernel."""
+    height = shape.out_height
+    divisors = [d for d in range(1, height + 1) if height % d == 0]
+    wanted = max(shape.kernel[0], height // (4 * threads))
+    return max((d for d in divisors if d <= wanted), default=1)
+
+
+def schedule_depthwise(definition: PrimFunc, shape: ConvolutionShape, tile: DepthwiseTile) -> PrimFunc:
+    """Apply the template: parallel over row blocks; channel blocks; rows; column tiles in registers, taps unrolled."""
+    sch = Schedule(IRModule({"main": definition}))
+    sch.reverse_compute_inline("out")
+    finished, acc, stage = (sch.get_sblock(name) for name in ("finished", "acc", "stage"))
+    n, h, w, k = sch.get_loops(finished)
+    task, row = sch.split(h, [None, tile.rows])
+    column, ci = sch.split(w, [None, tile.columns])
+    block, lane = sch.split(k, [None, tile.vector])
+    sch.reorder(n, task, block, row, column, ci, lane)
+    tasks = sch.fuse(n, task)
+    sch.parallel(tasks)
+    sch.unroll(ci)
+    sch.vectorize(lane)
+    sch.compute_at(acc, column, preserve_unit_loops=True)
+    if any(shape.padding):
+        sch.compute_at(stage, tasks, preserve_unit_loops=True)
+        channel = sch.get_loops(stage)[-1]
+        sch.vectorize(sch.split(channel, [None, vector_width(shape.in_channels, 32)])[1])
+    else:
+        sch.compute_inline(stage)
+    n_, h_, ci, lane, r, s = sch.get_loops(acc)[-6:]
+    sch.reorder(r, s, n_, h_, ci, lane)
+    sch.vectorize(lane)
+    for loop in (r, s, ci):
+        sch.unroll(loop)
+    sch.decompose_reduction(acc, r)
+    return sch.mod["main"]

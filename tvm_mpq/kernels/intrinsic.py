@@ -1,0 +1,69 @@
+"""The table of instructions: how each instruction set multiplies, as one small record a row.
+
+The templates read nothing else about a machine. A new instruction set is a new row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm_mpq.errors import MpqError
+from tvm_mpq.kernels import tensor_intrinsics
+
+
+@dataclass(frozen=True)
+class Intrinsic:
+    """How one multiply-accumulate step is done.
+
+    ``activation`` is the dtype that the step reads (activations of another dtype are staged first), ``weight`` and
+    ``accumulator`` the others; one step makes ``lanes`` results from ``group`` products each. ``family`` names the
+    tensor intrinsic, or is None where LLVM finds the instruction itself in vectorized code (fused multiply-add).
+    ``registers`` counts the vector registers that hold a tile.
+    """
+
+    name: str
+    activation: str
+    weight: str
+    accumulator: str
+    lanes: int
+    group: int
+    registers: int
+    family: str | None = None
+
+    def tensor_intrinsic(self) -> str | None:
+        """The registered name for ``Schedule.tensorize``, or None when the step is plain vector code."""
+        if self.family is None:
+            return None
+        return tensor_intrinsics.register(self.family, self.activation, self.lanes, self.group)
+
+
+def _float(name: str, lanes: int, registers: int) -> Intrinsic:
+    return Intrinsic(name, "float32", "float32", "float32", lanes, 1, registers)
+
+
+FLOAT = {
+    "avx512vnni": _float("fma512", 16, 32),
+    "avx512": _float("fma512", 16, 32),
+    "avxvnni": _float("fma256", 8, 16),
+    "avx2": _float("fma256", 8, 16),
+    "generic": _float("mul128", 4, 16),
+}
+INTEGER = {
+    "avx512vnni": Intrinsic("vpdpbusd512", "uint8", "int8", "int32", 16, 4, 32, "vpdpbusd"),
+    "avx512": Intrinsic("pmaddwd512", "int16", "int8", "int32", 16, 2, 32, "pmaddwd"),
+    "avxvnni": Intrinsic("vpdpbusd256", "uint8", "int8", "int32", 8, 4, 16, "vpdpbusd"),
+    "avx2": Intrinsic("pmaddwd256", "int16", "int8", "int32", 8, 2, 16, "pmaddwd"),
+    # Plain vector code that any LLVM target takes; LLVM picks the widening multiply.
+    "generic": Intrinsic("mul128", "int16", "int8", "int32", 4, 1, 16),
+}
+
+
+def intrinsic(instruction: str, weight: str) -> Intrinsic:
+    """The row for a target's ``instruction`` and the weights' dtype ("int8" or "float32").
+
+    Raises MpqError for an instruction that the table does not have.
+    """
+    table = FLOAT if weight == "float32" else INTEGER
+    if instruction not in table:
+        raise MpqError(f"unknown instruction {instruction!r} in the target: use one of {', '.join(table)}")
+    return table[instruction]

@@ -1,0 +1,93 @@
+"""Pooling over windows and over the whole plane, in float32 and on 8-bit tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tvm import te, tirx
+from tvm.tirx import Expr, IterVar, PrimFunc
+
+from tvm_mpq.kernels.convolution import ConvolutionShape
+from tvm_mpq.kernels.depthwise import padded_input
+from tvm_mpq.kernels.requantize import requantize
+
+
+Reduce = Callable[[Expr, list[IterVar]], Expr]
+
+
+def max_pool(shape: ConvolutionShape, dtype: str) -> PrimFunc:
+    """[N·H·W, C] → [rows, C], the same dtype and, for uint8, the same grid. Padding never wins."""
+    x = te.placeholder((shape.batch * shape.height * shape.width, shape.in_channels), dtype, "x")
+    stage = padded_input(x, shape, tirx.min_value(dtype))
+    return te.create_prim_func([x, _window(stage, shape, lambda value, axes: te.max(value, axis=axes), "out")])
+
+
+def average_pool(shape: ConvolutionShape, dtype: str, count_padding: bool) -> PrimFunc:
+    """Mean over each window; ``count_padding``: the divisor counts padded elements (as zeros).
+
+    float32: x, out. uint8: x, multiplier float32[rows], bias int32[rows], grid int32[2], out with
+    ``out = requantize(Σ q + bias)``; the multiplier of a row is input scale / (divisor · output scale), its bias
+    −zero-point · (elements that are not padding), and padding adds 0 to the sum.
+    """
+    x = te.placeholder((shape.batch * shape.height * shape.width, shape.in_channels), dtype, "x")
+    accumulator = "int32" if dtype == "uint8" else "float32"
+    stage = padded_input(x, shape, tirx.const(0, dtype))
+    total = _window(stage, shape, lambda value, axes: te.sum(value.astype(accumulator), axis=axes), "total")
+    if dtype == "uint8":
+        multiplier = te.placeholder((shape.rows,), "float32", "multiplier")
+        bias = te.placeholder((shape.rows,), "int32", "bias")
+        grid = te.placeholder((2,), "int32", "grid")
+        out = te.compute(
+            total.shape, lambda m, c: requantize(total[m, c] + bias[m], multiplier[m], grid[1]), "out"
+        )
+        return te.create_prim_func([x, multiplier, bias, grid, out])
+
+    def mean(m: Expr, c: Expr) -> Expr:
+        divisor = tirx.const(shape.kernel[0] * shape.kernel[1], "float32")
+        if not count_padding:
+            divisor = (_extent(m, shape, 0) * _extent(m, shape, 1)).astype("float32")
+        return total[m, c] / divisor
+
+    return te.create_prim_func([x, te.compute(total.shape, mean, "out")])
+
+
+def _extent(m: Expr, shape: ConvolutionShape, axis: int) -> Expr:
+    """Elements of row ``m``'s window along ``axis`` that are not padding (dilation 1)."""
+    ow = shape.out_width
+    position = m // ow % shape.out_height if axis == 0 else m % ow
+    start = position * shape.stride[axis] - shape.padding[axis]
+    size = shape.height if axis == 0 else shape.width
+    return te.min(start + shape.kernel[axis], size) - te.max(start, 0)
+
+
+def global_average_pool(batch: int, plane: int, channels: int, dtype: str) -> PrimFunc:
+    """[N·plane, C] → [N, C]. float32: x, out. uint8: x, multiplier float32[1], bias int32[1], grid int32[2], out."""
+    x = te.placeholder((batch * plane, channels), dtype, "x")
+    accumulator = "int32" if dtype == "uint8" else "float32"
+    p = te.reduce_axis((0, plane), "p")
+    total = te.compute(
+        (batch, channels), lambda n, c: te.sum(x[n * plane + p, c].astype(accumulator), axis=p), "total"
+    )
+    if dtype == "uint8":
+        multiplier = te.placeholder((1,), "float32", "multiplier")
+        bias = te.placeholder((1,), "int32", "bias")
+        grid = te.placeholder((2,), "int32", "grid")
+        out = te.compute(
+            total.shape, lambda n, c: requantize(total[n, c] + bias[0], multiplier[0], grid[1]), "out"
+        )
+        return te.create_prim_func([x, multiplier, bias, grid, out])
+    scale = tirx.const(1.0 / plane, "float32")
+    return te.create_prim_func([x, te.compute(total.shape, lambda n, c: total[n, c] * scale, "out")])
+
+
+def _window(stage: te.Tensor, shape: ConvolutionShape, reduce: Reduce, name: str) -> te.Tensor:
+    r = te.reduce_axis((0, shape.kernel[0]), "r")
+    s = te.reduce_axis((0, shape.kernel[1]), "s")
+    oh, ow = shape.out_height, shape.out_width
+
+    def element(m: Expr, c: Expr) -> Expr:
+        h = m // ow % oh * shape.stride[0] + r * shape.dilation[0]
+        w = m % ow * shape.stride[1] + s * shape.dilation[1]
+        return reduce(stage[m // (oh * ow), h, w, c], [r, s])
+
+    return te.compute((shape.rows, shape.in_channels), element, name)

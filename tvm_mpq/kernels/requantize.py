@@ -1,0 +1,40 @@
+"""Between int32 accumulators and 8-bit tensors, in a form that gives the same bytes on every target.
+
+``q = clip(rint(float32(acc) · multiplier) + zero_point, 0, 255)``: one int→float conversion, one multiplication and
+one rounding, each exact or correctly rounded in IEEE 754, with nothing that a compiler could contract into a fused
+multiply-add (a float addition after the multiplication could be). The zero-point is added as an integer.
+"""
+
+from __future__ import annotations
+
+from tvm import te, tirx
+from tvm.tirx import Expr
+
+
+def round_to_int(x: Expr) -> Expr:
+    """Nearest int32, ties to even; ``x`` float32 must lie inside int32's range."""
+    return tirx.nearbyint(x).astype("int32")
+
+
+def saturate(q: Expr) -> Expr:
+    """An int32 clipped to 0 … 255 as uint8: the form that vector units pack with saturation at no cost."""
+    return te.max(te.min(q, tirx.const(255, "int32")), tirx.const(0, "int32")).astype("uint8")
+
+
+def requantize(accumulator: Expr, multiplier: Expr, zero_point: Expr) -> Expr:
+    """int32 accumulator (bias included) → uint8 on the output grid."""
+    return saturate(round_to_int(accumulator.astype("float32") * multiplier) + zero_point)
+
+
+def quantize(x: Expr, inverse_scale: Expr, zero_point: Expr) -> Expr:
+    """float32 → uint8: ``clip(rint(clip(x · inverse_scale, ±2^30)) + zero_point, 0, 255)``.
+
+    The inner clip keeps the conversion to int32 defined for any finite x.
+    """
+    limit = tirx.const(2.0**30, "float32")
+    return saturate(round_to_int(te.max(te.min(x * inverse_scale, limit), -limit)) + zero_point)
+
+
+def dequantize(q: Expr, scale: Expr, zero_point: Expr) -> Expr:
+    """uint8 → float32: ``float32(q − zero_point) · scale``."""
+    return (q.astype("int32") - zero_point).astype("float32") * scale

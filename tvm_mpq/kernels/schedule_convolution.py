@@ -1,0 +1,102 @@
+"""The schedule template of convolutions and matrix multiplications, for every instruction of the table.
+
+    for task in parallel(row tasks × column tasks):
+        stage the task's patches in the cache
+        for column tile:  for row tile:
+            for k (unrolled):  acc[rows, blocks, lanes] += …   (registers)
+            finish and store the tile
+"""
+
+from __future__ import annotations
+
+from tvm import IRModule
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import SBlockRV
+from tvm.tirx import PrimFunc
+
+from tvm_mpq.kernels.convolution import ConvolutionShape
+from tvm_mpq.kernels.intrinsic import Intrinsic
+from tvm_mpq.kernels.tiles import ConvolutionTile
+
+_VECTOR_BYTES = 64
+
+
+def schedule_convolution(
+    definition: PrimFunc, shape: ConvolutionShape, intrinsic: Intrinsic, tile: ConvolutionTile, staged: bool
+) -> PrimFunc:
+    """Apply the template to ``convolution(...)``; ``staged`` False reads x itself where the stage would only copy.
+
+    ``definition`` must have been made with ``row_tile=tile.rows``.
+    """
+    sch = Schedule(IRModule({"main": definition}))
+    out, finished, acc, stage = (sch.get_sblock(name) for name in ("out", "finished", "acc", "stage"))
+    # Rows or channels of the last tiles that lie outside the tensor become a condition on the store.
+    sch.reverse_compute_inline(out)
+
+    g, m, n, lane = sch.get_loops(finished)
+    task, row, mi = sch.split(m, [None, tile.row_tiles, tile.rows])
+    column_task, column, ni = sch.split(n, [None, tile.column_tiles, tile.blocks])
+    sch.reorder(g, task, column_task, column, row, mi, ni, lane)
+    tasks = sch.fuse(g, task, column_task)
+    sch.parallel(tasks)
+    _vectorize(sch, sch.fuse(ni, lane), 32)
+    sch.unroll(mi)
+
+    sch.compute_at(acc, row, preserve_unit_loops=True)
+    _place_stage(sch, stage, tasks, shape, intrinsic, tile, staged)
+    _schedule_accumulation(sch, acc, intrinsic, tile)
+    return sch.mod["main"]
+
+
+def _schedule_accumulation(sch: Schedule, acc: SBlockRV, intrinsic: Intrinsic, tile: ConvolutionTile) -> None:
+    mi, ni, lane, k, inner = sch.get_loops(acc)[-5:]
+    k, step = sch.split(k, [None, tile.unroll])
+    name = intrinsic.tensor_intrinsic()
+    if name is None:
+        sch.reorder(k, step, mi, ni, inner, lane)
+        sch.unroll(inner)
+        sch.vectorize(lane)
+    else:
+        sch.reorder(k, step, mi, ni, lane, inner)
+    for loop in (step, mi, ni):
+        sch.unroll(loop)
+    init = sch.decompose_reduction(acc, k)
+    if name is not None:
+        sch.tensorize(lane, name)
+        sch.vectorize(sch.get_loops(init)[-1])
+
+
+def _place_stage(
+    sch: Schedule,
+    stage: SBlockRV,
+    tasks: object,
+    shape: ConvolutionShape,
+    intrinsic: Intrinsic,
+    tile: ConvolutionTile,
+    staged: bool,
+) -> None:
+    if not staged:
+        sch.compute_inline(stage)
+        return
+    if tile.stage_whole:
+        g, m, k = sch.get_loops(stage)
+        sch.parallel(sch.fuse(g, m))
+    else:
+        sch.compute_at(stage, tasks, preserve_unit_loops=True)
+        k = sch.get_loops(stage)[-1]
+    steps = shape.reduction(intrinsic.group)
+    padded = steps // (shape.kernel[0] * shape.kernel[1])
+    if shape.kernel != (1, 1):
+        k = sch.split(k, [steps // padded, padded])[1]
+    widths = [w for w in (32, 16, 8, 4) if padded % w == 0]
+    if widths and padded == shape.in_channels // shape.groups:
+        _vectorize(sch, k, widths[0])
+
+
+def _vectorize(sch: Schedule, loop: object, width: int) -> None:
+    extent = int(sch.get(loop).extent)
+    width = max(w for w in range(1, width + 1) if extent % w == 0)
+    outer, inner = sch.split(loop, [None, width])
+    sch.unroll(outer)
+    sch.vectorize(inner)
+
