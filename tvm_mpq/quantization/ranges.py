@@ -92,7 +92,7 @@ def _search(histogram: Histogram, cost: _Cost) -> tuple[float, float]:
     if low == high:
         return low, high
     ratios = np.geomspace(1.0, 1.0 / 64.0, 48)
-    best = ratios[int(np.argmin(cost(ratios * low, ratios * high)))]
+    best = float(ratios[np.argmin(cost(ratios * low, ratios * high))])
     lo, hi = best * low, best * high
     for reach in (2.0, 1.25, 1.05):
         steps = np.geomspace(1.0 / reach, reach, 15)

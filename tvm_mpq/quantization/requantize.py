@@ -30,7 +30,8 @@ def requantize(
         raise TypeError(
             f"requantize takes int32 and float32, not {acc.dtype} and {np.asarray(multiplier).dtype}"
         )
-    y = np.asarray(acc.astype(np.float32) * multiplier)
+    with np.errstate(over="ignore"):
+        y = np.asarray(acc.astype(np.float32) * multiplier)
     y = np.minimum(np.maximum(y, np.float32(lo - zero_point)), np.float32(hi - zero_point))
     return (np.rint(y).astype(np.int32) + np.int32(zero_point)).astype(np.uint8)
 
