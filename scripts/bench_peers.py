@@ -6,6 +6,7 @@ python scripts/bench_peers.py --networks resnet18 --threads 1,2 --json peers.jso
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
@@ -19,13 +20,12 @@ import networks
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from peers.calibration import calibration
+from peers.calibration import INPUT, calibration_file
 from peers.contestants import Contestant, OnnxRuntime, OpenVino
 from peers.qdq import quantized
 from peers.report import OURS, PEERS, Row, agreement_table, environment, table
 from peers.rounds import interleave
 
-from tvm_mpq.dataset import Dataset
 from tvm_mpq.errors import MpqError
 from tvm_mpq.files import write_beside
 
@@ -55,8 +55,9 @@ def time_network(name: str, options: argparse.Namespace, results: Results) -> No
     All precisions and contestants take turns with one number of threads, then with the next.
     """
     model = networks.load_network(name)
-    data = calibration(name, CALIBRATION_SAMPLES, options.cache)
-    samples = data.batch(range(len(data)))["input"]
+    calibration = calibration_file(name, CALIBRATION_SAMPLES, options.cache)
+    with np.load(calibration) as arrays:
+        samples = arrays[INPUT.name]
     x = np.ascontiguousarray(samples[:1])
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / f"{name}.onnx"
@@ -67,7 +68,7 @@ def time_network(name: str, options: argparse.Namespace, results: Results) -> No
         makers: dict[tuple[str, str], Callable[[int], Contestant]] = {}
         for precision in options.precisions:
             if not options.without_ours:
-                makers[precision, OURS] = _ours(source, data, x, precision, options.target)
+                makers[precision, OURS] = _ours(source, calibration, x, precision, options.target)
             for peer in options.peers:
                 makers[precision, peer] = partial(_PEERS[peer], files[precision], x)
         reference = OnnxRuntime(source, x, 1).output()
@@ -89,12 +90,12 @@ def time_network(name: str, options: argparse.Namespace, results: Results) -> No
 
 
 def _ours(
-    source: Path, data: Dataset, x: NDArray[np.float32], precision: str, target: str
+    source: Path, calibration: Path, x: NDArray[np.float32], precision: str, target: str
 ) -> Callable[[int], Contestant]:
     """Compile once; the function returned opens a session with so many threads."""
     from peers.ours import Ours, compiled
 
-    package = compiled(source, data, precision, target)
+    package = compiled(source, calibration, precision, target)
     return lambda threads: Ours(package, x, threads)
 
 
@@ -124,7 +125,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     add("--rounds", type=_positive, default=15, help="turns of every contestant")
     add("--calls", type=_positive, default=5, help="timed inferences in a turn")
     add("--target", default="host", help="what tvm_mpq compiles for")
-    add("--peers", type=_choice(PEERS), default=list(PEERS), metavar="A,B", help="empty for none")
+    add("--peers", type=_choice(PEERS), metavar="A,B", help="those installed by default; empty for none")
     add("--without-ours", action="store_true", help="time the peers only")
     add("--json", type=Path, metavar="FILE", help="write the rows as a list")
     add(
@@ -137,12 +138,25 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _installed(asked: list[str] | None) -> list[str]:
+    """The peers to time; raises MpqError for one that was asked for and is not installed."""
+    present = [peer for peer in PEERS if importlib.util.find_spec(peer) is not None]
+    for peer in PEERS if asked is None else asked:
+        if peer not in present:
+            line = f"{peer} is not installed: pip install {peer}"
+            if asked is not None:
+                raise MpqError(line)
+            print(f"{line}; its column stays empty", file=sys.stderr)
+    return present if asked is None else asked
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     # The kernel places the threads of all contestants: pinned ones would wait for whoever holds their core.
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     results = Results()
     try:
+        options.peers = _installed(options.peers)
         print(environment(), flush=True)
         for name in options.networks:
             time_network(name, options, results)

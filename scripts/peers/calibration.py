@@ -8,7 +8,7 @@ from pathlib import Path
 import networks
 import numpy as np
 
-from tvm_mpq.dataset import Dataset, open_dataset
+from tvm_mpq.dataset import open_dataset
 from tvm_mpq.files import write_beside
 from tvm_mpq.tensor_spec import TensorSpec
 
@@ -16,19 +16,21 @@ PHOTOS = networks.SHARED / "data" / "imagenet-calibration"
 INPUT = TensorSpec("input", (1, 3, 224, 224), "float32")
 
 
-def calibration(network: str, count: int, cache: Path, seed: int = 0) -> Dataset:
-    """``count`` samples of ``input``, float32 [3, 224, 224], for a network of ``networks.NETWORKS``.
+def calibration_file(network: str, count: int, cache: Path, seed: int = 0) -> Path:
+    """An .npz in the folder ``cache`` with ``input``, float32 [count, 3, 224, 224], for ``network``.
 
     A network read from a file was trained on photos scaled to (pixel − 127) / 128; it gets the shared
     calibration photos, or random input where they are absent. The others have random weights and get standard
-    normal input, kept as an .npz in the folder ``cache``.
+    normal input. All contestants calibrate on this one file.
     """
     if network in networks.FILES and PHOTOS.is_dir():
-        return open_dataset(PHOTOS, [INPUT], resize=224, mean=127, scale=1 / 128, limit=count)
-    values = np.random.default_rng(seed).standard_normal((count, *INPUT.shape[1:]), dtype=np.float32)
+        photos = open_dataset(PHOTOS, [INPUT], resize=224, mean=127, scale=1 / 128, limit=count)
+        name, values = f"photos-{count}.npz", photos.batch(range(len(photos)))[INPUT.name]
+    else:
+        name = f"normal-{count}-{seed}.npz"
+        values = np.random.default_rng(seed).standard_normal((count, *INPUT.shape[1:]), dtype=np.float32)
     content = io.BytesIO()
     np.savez(content, input=values)
     cache.mkdir(parents=True, exist_ok=True)
-    path = cache / f"normal-{count}-{seed}.npz"
-    write_beside(path, content.getvalue())
-    return open_dataset(path, [INPUT])
+    write_beside(cache / name, content.getvalue())
+    return cache / name
