@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +23,11 @@ def weights(seed: int) -> np.ndarray:
 
 
 @functools.cache
-def tiny_package(seed: int = 0, work: int = 1) -> Package:
-    """exp(x · W) / work, ``work`` times added up: a network [2, 12] → [2, 5] whose slowness can be chosen."""
+def tiny_package(seed: int = 0, work: int = 1, ballast: int = 0) -> Package:
+    """exp(x · W), added up and divided by ``work``: a network [2, 12] → [2, 5] as slow as you like.
+
+    ``ballast`` adds the maximum of a constant of that many bytes, which is 0.
+    """
     from tvm import relax
 
     x = relax.Var("x", relax.TensorType((BATCH, FEATURES), "float32"))
@@ -37,15 +41,45 @@ def tiny_package(seed: int = 0, work: int = 1) -> Package:
                 total = builder.emit(relax.op.add(total, y))
             if work > 1:
                 total = builder.emit(relax.op.divide(total, relax.const(float(work), "float32")))
+            if ballast:
+                zeros = relax.const(np.zeros(ballast // 4, np.float32))
+                total = builder.emit(relax.op.add(total, relax.op.max(zeros)))
             out = builder.emit_output(total)
         builder.emit_func_output(out)
+    return _packed(builder.get(), (BATCH, FEATURES), (BATCH, CLASSES), weights(seed).nbytes)
+
+
+@functools.cache
+def parallel_package(elements: int = 1 << 20) -> Package:
+    """exp(sqrt(exp(x))) in a loop that TVM's threads share: a network [n] → [n]."""
+    from tvm import relax, te
+    from tvm.s_tir import Schedule
+
+    a = te.placeholder((elements,), name="a")
+    b = te.compute((elements,), lambda i: te.exp(te.sqrt(te.exp(a[i]))), name="b")
+    schedule = Schedule(te.create_prim_func([a, b]))
+    (loop,) = schedule.get_loops(schedule.get_sblock("b"))
+    outer, _ = schedule.split(loop, [64, None])
+    schedule.parallel(outer)
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((elements,), "float32"))
+    with builder.function("main", [x]):
+        kernel = builder.add_func(schedule.mod["main"].with_attr("global_symbol", "kernel"), "kernel")
+        with builder.dataflow():
+            out = builder.emit_output(relax.call_tir(kernel, [x], relax.TensorType((elements,), "float32")))
+        builder.emit_func_output(out)
+    return _packed(builder.get(), (elements,), (elements,), 0)
+
+
+def _packed(module: Any, inputs: tuple[int, ...], outputs: tuple[int, ...], size: int) -> Package:
+    from tvm import relax
+
     target = host_target()
-    executable = relax.build(builder.get(), target.tvm_target())
-    size = weights(seed).nbytes
+    executable = relax.build(module, target.tvm_target())
     return Package.create(
         name="tiny",
-        inputs=[TensorSpec("x", (BATCH, FEATURES), "float32")],
-        outputs=[TensorSpec("y", (BATCH, CLASSES), "float32")],
+        inputs=[TensorSpec("x", inputs, "float32")],
+        outputs=[TensorSpec("y", outputs, "float32")],
         target=target,
         plan=PrecisionPlan.uniform(["fc"], FP32),
         library=link_executable(executable),

@@ -71,15 +71,22 @@ def verdict(result: Result) -> list[str]:
 def _add_loss(table: Table, fp32: LossResult | None, ours: LossResult) -> None:
     change = "–"
     if ours.delta is not None:
-        interval = "" if ours.ci95 is None else f"  [{ours.ci95[0]:+.5f}, {ours.ci95[1]:+.5f}]"
-        change = f"{ours.delta:+.5f}{interval}"
-    table.add_row(ours.name, "–" if fp32 is None else f"{fp32.mean:.5f}", f"{ours.mean:.5f}", change)
+        interval = (
+            "" if ours.ci95 is None else f"  [{_number(ours.ci95[0], '+')}, {_number(ours.ci95[1], '+')}]"
+        )
+        change = f"{_number(ours.delta, '+')}{interval}"
+    table.add_row(ours.name, "–" if fp32 is None else _number(fp32.mean), _number(ours.mean), change)
     if ours.accuracy is None:
         return
     theirs = None if fp32 is None else fp32.accuracy
     points = "–" if theirs is None else f"{100 * (ours.accuracy - theirs):+.2f} points"
     shown = "–" if theirs is None else f"{100 * theirs:.2f} %"
     table.add_row("accuracy", shown, f"{100 * ours.accuracy:.2f} %", points)
+
+
+def _number(value: float, sign: str = "") -> str:
+    """Five decimals, or an exponent for what those would round away."""
+    return f"{value:{sign}.2e}" if 0 < abs(value) < 1e-4 else f"{value:{sign}.5f}"
 
 
 def _ms(value: float | None) -> str:

@@ -4,7 +4,7 @@
 
 prints the growth of the process's resident set in bytes from before the package's library is loaded to
 after its first run. TVM itself, the inputs and the package's bytes are in memory before. Counted are the
-library, its weights as the runtime lays them out, activations, outputs, and what the first run touches of TVM.
+library, its weights as the runtime lays them out, activations, outputs, and what the run touches of TVM.
 """
 
 from __future__ import annotations
