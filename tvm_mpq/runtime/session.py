@@ -36,7 +36,7 @@ class Session:
 
     def _load(self) -> Any:
         import tvm
-        from tvm import relax
+        from tvm.runtime.vm import VirtualMachine  # not of tvm.relax, which needs the compiler
 
         # A package's kernels call libm's functions and name no library that has them.
         ctypes.CDLL("libm.so.6", mode=ctypes.RTLD_GLOBAL)
@@ -46,7 +46,7 @@ class Session:
             path.write_bytes(self.package.library)
             try:
                 library = tvm.runtime.load_module(str(path))
-                return relax.VirtualMachine(library, tvm.cpu())
+                return VirtualMachine(library, tvm.cpu())
             except Exception as error:
                 raise MpqError(f"cannot load the package's library: {_first_line(error)}") from error
 
