@@ -24,15 +24,15 @@ LimitOption = Annotated[
 ]
 
 
-def parse_numbers(option: str, text: str) -> float | tuple[float, ...]:
-    """``"127"`` → 127.0 and ``"1,2,3"`` → (1.0, 2.0, 3.0); raises MpqError for anything else."""
+def parse_numbers(option: str, text: str) -> tuple[float, ...]:
+    """``"127"`` → (127.0,) and ``"1,2,3"`` → (1.0, 2.0, 3.0); raises MpqError for anything else."""
     try:
         numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
         numbers = ()
     if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
         raise MpqError(f"{option} needs one number or three with commas between, not {text!r}")
-    return numbers[0] if len(numbers) == 1 else numbers
+    return numbers
 
 
 def parse_input_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:

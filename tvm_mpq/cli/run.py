@@ -33,8 +33,9 @@ def run(
     from tvm_mpq.runtime.arrays import load_arrays, save_arrays
     from tvm_mpq.runtime.package import Package
     from tvm_mpq.runtime.result import Latency
-    from tvm_mpq.runtime.session import Session
+    from tvm_mpq.runtime.session import Session, check_repeat
 
+    check_repeat(repeat)
     loaded = Package.load(package)
     arrays = load_arrays(inputs)
     session = Session(loaded, threads)

@@ -19,9 +19,10 @@ from tvm_mpq.files import write_beside
 def load_arrays(path: str | Path) -> dict[str, npt.NDArray[Any]]:
     """The arrays of an .npz file by name; raises MpqError for anything else, pickled objects included."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise MpqError(f"{path} is a single array; save named ones with numpy.savez")
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise MpqError(f"{path} is a single array; save named ones with numpy.savez")
+        with file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise MpqError(f"there is no file {path}") from None

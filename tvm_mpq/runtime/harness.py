@@ -28,7 +28,7 @@ from tvm_mpq.runtime.result import (
     Result,
     StorageBytes,
 )
-from tvm_mpq.runtime.session import Session
+from tvm_mpq.runtime.session import Session, check_repeat
 from tvm_mpq.runtime.threads import check_threads
 from tvm_mpq.statistics import Interval, paired_bootstrap
 from tvm_mpq.versions import versions
@@ -57,6 +57,7 @@ def benchmark(
     Raises MpqError for packages and data that do not fit each other or this machine.
     """
     threads = check_threads(threads)
+    check_repeat(repeat)
     if baseline is not None:
         _check_pair(package.metadata, baseline.metadata)
     measure = get_loss(loss, probabilities=ends_in_probabilities(package.metadata))
@@ -132,8 +133,7 @@ def time_in_turns(
     Interleaving gives every session the same share of whatever else the machine does and of its clock's
     ups and downs; the order turns around from block to block, so that none always follows the other.
     """
-    if repeat < 1:
-        raise MpqError(f"cannot time {repeat} runs: ask for at least 1")
+    check_repeat(repeat)
     blocks = np.array_split(np.arange(repeat), min(_BLOCKS, repeat))
     parts: list[list[npt.NDArray[np.float64]]] = [[] for _ in sessions]
     task = None if progress is None else progress.add_task("Timing", total=len(blocks))

@@ -67,8 +67,7 @@ class Session:
         Timed is the call of the compiled network alone: inputs are in place and outputs are not copied.
         Raises MpqError as :meth:`run` does, and for a ``repeat`` below 1.
         """
-        if repeat < 1 or warmup < 0:
-            raise MpqError(f"cannot time {repeat} runs after {warmup} for warming up")
+        check_repeat(repeat)
         arrays = self._checked(inputs)
         return run_with_threads(self.threads, lambda: self._time(arrays, repeat, warmup))
 
@@ -113,6 +112,12 @@ class Session:
                 raise MpqError(f"the input {spec.name!r} is {array.dtype}; the network takes {spec.dtype}")
             arrays.append(np.ascontiguousarray(array))
         return arrays
+
+
+def check_repeat(repeat: int) -> None:
+    """Raise MpqError unless there is at least one run to time."""
+    if repeat < 1:
+        raise MpqError(f"cannot time {repeat} runs: ask for at least 1")
 
 
 def check_features(package: Package) -> None:
