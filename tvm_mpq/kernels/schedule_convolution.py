@@ -30,8 +30,11 @@ def schedule_convolution(
     """
     sch = Schedule(IRModule({"main": definition}))
     out, finished, acc, stage = (sch.get_sblock(name) for name in ("out", "finished", "acc", "stage"))
-    # Rows or channels of the last tiles that lie outside the tensor become a condition on the store.
-    sch.reverse_compute_inline(out)
+    # Rows of the last tile that lie outside the tensor become a condition on the store. A condition on channels would
+    # keep the store from being vectorized: there the finished tile is copied out by a loop of its own.
+    ragged = shape.out_channels // shape.groups % intrinsic.lanes != 0
+    if not ragged:
+        sch.reverse_compute_inline(out)
 
     g, m, n, lane = sch.get_loops(finished)
     task, row, mi = sch.split(m, [None, tile.row_tiles, tile.rows])
@@ -39,6 +42,10 @@ def schedule_convolution(
     sch.reorder(g, task, column_task, column, row, mi, ni, lane)
     tasks = sch.fuse(g, task, column_task)
     sch.parallel(tasks)
+    if ragged and shape.groups == 1:
+        sch.reverse_compute_at(out, row, preserve_unit_loops=True)
+    elif ragged:
+        sch.parallel(sch.get_loops(out)[0])  # TVM cannot place a copy whose channels wrap at each group
     _vectorize(sch, sch.fuse(ni, lane), 32)
     sch.unroll(mi)
 

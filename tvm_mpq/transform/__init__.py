@@ -1,1 +1,1 @@
-"""transform"""
+"""Relax → Relax passes, one a file; ``pipeline`` shows all of them in order."""

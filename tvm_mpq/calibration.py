@@ -1,0 +1,67 @@
+"""Calibration: run the network in float and watch the range of every tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.progress import Progress
+from tvm import IRModule, cpu, relax
+from tvm.runtime import tensor
+
+from tvm_mpq.build import build
+from tvm_mpq.dataset import Dataset
+from tvm_mpq.frontend import io_specs, operators
+from tvm_mpq.plan import PrecisionPlan
+from tvm_mpq.precision import FP32
+from tvm_mpq.quantization.observers import Observer, make_observer
+from tvm_mpq.runtime.threads import available_threads, run_with_threads
+from tvm_mpq.target import Target
+from tvm_mpq.transform.assign_grids import TensorRanges
+from tvm_mpq.transform.pipeline import Pipeline
+
+
+def calibrate(
+    mod: IRModule,
+    dataset: Dataset,
+    observer: str,
+    target: Target,
+    progress: Progress | None = None,
+) -> TensorRanges:
+    """The ranges of inputs and operator outputs of the canonical ``mod`` over ``dataset``, one batch in memory at a time.
+
+    Runs the fp32 kernels of ``target``, which must be able to run here. Raises MpqError for an unknown observer and for
+    a tensor that becomes NaN or infinite.
+    """
+    inputs, _ = io_specs(mod)
+    names = [operator.name for operator in operators(mod)]
+    float_inputs = [spec for spec in inputs if spec.dtype == "float32"]
+    input_observers = {s.name: make_observer(observer, tensor=f"input {s.name}") for s in float_inputs}
+    output_observers: list[Observer] = [
+        make_observer(observer, tensor=f"the output of operator {name}") for name in names
+    ]
+    run = _observed(mod, names, target)
+    batch = inputs[0].shape[0] if inputs[0].shape else 1
+    task = None if progress is None else progress.add_task("calibrating", total=-(-len(dataset) // batch))
+    for arrays in dataset.batches(batch):
+        for name, watched in input_observers.items():
+            watched.update(arrays[name])
+        outputs = run(*(tensor(arrays[spec.name]) for spec in inputs))
+        for watched, value in zip(output_observers, outputs, strict=True):
+            if value.dtype == "float32":
+                watched.update(value.numpy())
+        if progress is not None and task is not None:
+            progress.advance(task)
+    return TensorRanges(
+        {name: watched.range() for name, watched in input_observers.items()},
+        {name: watched.range() for name, watched in zip(names, output_observers, strict=True)},
+    )
+
+
+def _observed(mod: IRModule, names: list[str], target: Target) -> Callable[..., list[object]]:
+    """The network in fp32 as a function that gives every operator's output."""
+    plan = PrecisionPlan.uniform(names, FP32)
+    pipeline = Pipeline(plan, TensorRanges({}, {}), target.instruction, observe=True)
+    built = build(pipeline.lower(pipeline.annotate(mod)), target)
+    main = relax.VirtualMachine(built.executable, cpu())["main"]
+    threads = available_threads()
+    return lambda *arguments: run_with_threads(threads, lambda: list(main(*arguments)))

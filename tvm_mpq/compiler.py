@@ -1,0 +1,154 @@
+"""The whole road: an ONNX file, samples and a target in, a package out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import Progress
+from tvm import IRModule
+
+from tvm_mpq.build import build, constant_bytes
+from tvm_mpq.calibration import calibrate
+from tvm_mpq.dataset import Dataset, open_dataset
+from tvm_mpq.errors import MpqError
+from tvm_mpq.files import sha256
+from tvm_mpq.frontend import import_onnx, io_specs, operators
+from tvm_mpq.linker import link_executable
+from tvm_mpq.plan import PrecisionPlan
+from tvm_mpq.precision import FP32, Precision
+from tvm_mpq.runtime.metadata import CalibrationInfo, OperatorRecord, Storage
+from tvm_mpq.runtime.package import Package, baseline_path
+from tvm_mpq.target import Target, load_target
+from tvm_mpq.transform import attributes as attr
+from tvm_mpq.transform.assign_grids import TensorRanges
+from tvm_mpq.transform.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a folder of images becomes inputs: ``x = (pixel − mean) · scale`` after a resize to ``resize`` × ``resize``."""
+
+    resize: int | None = None
+    mean: Sequence[float] = (0.0,)
+    scale: Sequence[float] = (1.0,)
+
+
+def compile_model(
+    model: str | Path,
+    *,
+    target: str | Target = "host",
+    calibration: str | Path | Dataset | None = None,
+    plan: PrecisionPlan | None = None,
+    precision: str = "w8a8",
+    observer: str = "minmax",
+    samples: int = 256,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    output: str | Path | None = None,
+    dump_ir: str | Path | None = None,
+    preprocess: Preprocess | None = None,
+    baseline: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Package:
+    """Compile the ONNX file ``model``, every operator at ``plan``'s precision (or all at ``precision``).
+
+    ``calibration`` (a path or an open data set, of which ``samples`` are used) is needed as soon as one operator is
+    w8a8. With ``output`` the package is written there and, with ``baseline``, the fp32 package beside it as
+    ``<output>.fp32.tar``. ``dump_ir`` is a folder that gets the module after each pass. Raises MpqError for everything
+    that a user can mend.
+    """
+    machine = target if isinstance(target, Target) else load_target(target)
+    mod = import_onnx(model, input_shapes)
+    names = [operator.name for operator in operators(mod)]
+    chosen = PrecisionPlan.uniform(names, Precision.parse(precision)) if plan is None else plan
+    chosen.check(names)
+    for value in {str(value): value for value in chosen.operators.values()}.values():
+        if not machine.supports(value):
+            known = ", ".join(machine.precisions)
+            raise MpqError(f"the target {machine.name} has no kernels for {value}: use {known}")
+
+    ranges, information, digest = TensorRanges({}, {}), None, None
+    if any(value.integer_activations for value in chosen.operators.values()):
+        dataset = _calibration_set(mod, calibration, preprocess or Preprocess()).take(samples)
+        ranges = calibrate(mod, dataset, observer, machine, progress)
+        information = CalibrationInfo(observer, len(dataset), seed)
+        digest = dataset.content_hash()
+
+    job = _Job(mod, Path(model), machine, ranges)
+    package = job.package(chosen, information, digest, None if dump_ir is None else Path(dump_ir))
+    all_float = all(value == FP32 for value in chosen.operators.values())
+    if baseline and output is not None and not all_float:
+        reference = job.package(PrecisionPlan.uniform(names, FP32), None, None, None)
+        path = baseline_path(output)
+        content = reference.to_bytes()
+        package = package.with_baseline(path.name, content)
+        reference.save(path)
+    if output is not None:
+        package.save(output)
+    return package
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One network on one target, to be compiled under several plans."""
+
+    mod: IRModule
+    model: Path
+    target: Target
+    ranges: TensorRanges
+
+    def package(
+        self,
+        plan: PrecisionPlan,
+        calibration: CalibrationInfo | None,
+        calibration_sha256: str | None,
+        dump_ir: Path | None,
+    ) -> Package:
+        pipeline = Pipeline(plan, self.ranges, self.target.instruction, dump_ir)
+        annotated = pipeline.annotate(self.mod)
+        built = build(pipeline.lower(annotated), self.target)
+        inputs, outputs = io_specs(self.mod)
+        return Package.create(
+            name=self.model.stem,
+            inputs=inputs,
+            outputs=outputs,
+            target=self.target,
+            plan=plan,
+            library=link_executable(built.executable),
+            model_sha256=sha256(self.model.read_bytes()),
+            operators=[_record(function) for _, function, _ in attr.calls(annotated)],
+            storage=Storage(
+                built.constants, constant_bytes(self.mod), built.constants + built.activations
+            ),
+            calibration=calibration,
+            calibration_sha256=calibration_sha256,
+        )
+
+
+def _record(function: object) -> OperatorRecord:
+    asked = attr.text(function, attr.ASKED)
+    return OperatorRecord(
+        name=attr.text(function, attr.OPERATOR),
+        kind=attr.text(function, attr.KIND),
+        asked=asked,
+        chosen=asked,
+        executed=attr.text(function, attr.PRECISION),
+        reason=attr.text(function, attr.REASON),
+    )
+
+
+def _calibration_set(
+    mod: IRModule, calibration: str | Path | Dataset | None, preprocess: Preprocess
+) -> Dataset:
+    if calibration is None:
+        raise MpqError(
+            "8-bit activations need samples to find their ranges: give --calibration DATA, or --precision fp32"
+        )
+    if isinstance(calibration, Dataset):
+        return calibration
+    inputs, _ = io_specs(mod)
+    return open_dataset(
+        calibration, inputs, resize=preprocess.resize, mean=preprocess.mean, scale=preprocess.scale
+    )

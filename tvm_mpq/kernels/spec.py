@@ -1,0 +1,86 @@
+"""What names a templated kernel: enough to define it, schedule it and find its tuning log again."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+
+from tvm.tirx import PrimFunc
+
+from tvm_mpq.kernels.convolution import ConvolutionShape, Output, convolution
+from tvm_mpq.kernels.depthwise import default_depthwise_tile, depthwise, schedule_depthwise
+from tvm_mpq.kernels.intrinsic import Intrinsic, intrinsic
+from tvm_mpq.kernels.schedule_convolution import schedule_convolution
+from tvm_mpq.kernels.tiles import default_convolution_tile
+
+ATTRIBUTE = "mpq.kernel"
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """A convolution (matrix multiplications included) or a depthwise convolution on one instruction set."""
+
+    family: str
+    shape: ConvolutionShape
+    in_dtype: str
+    out: Output
+    instruction: str
+
+    @property
+    def precision(self) -> str:
+        """``w8a8`` or ``fp32``."""
+        return "w8a8" if self.in_dtype == "uint8" else "fp32"
+
+    @property
+    def name(self) -> str:
+        """A readable identifier of family, precision and shape."""
+        s = self.shape
+        text = f"{self.family}_{self.precision}_{s.batch}x{s.height}x{s.width}x{s.in_channels}_{s.out_channels}"
+        if s.kernel != (1, 1):
+            text += f"_k{s.kernel[0]}x{s.kernel[1]}"
+        if s.stride != (1, 1):
+            text += f"_s{s.stride[0]}x{s.stride[1]}"
+        return text
+
+    @property
+    def row(self) -> Intrinsic:
+        """The instruction this kernel is made of."""
+        return intrinsic(self.instruction, "int8" if self.in_dtype == "uint8" else "float32")
+
+    @property
+    def staged(self) -> bool:
+        """Whether patches are copied before they are multiplied; else the kernel reads its input in place."""
+        per_group = self.shape.in_channels // self.shape.groups
+        same = self.row.activation == self.in_dtype and per_group % self.row.group == 0
+        return not (same and self.shape.is_plain_matrix())
+
+    def define(self) -> PrimFunc:
+        """The unscheduled kernel, marked with this spec."""
+        if self.family == "depthwise":
+            definition = depthwise(self.shape, self.in_dtype, self.out)
+        else:
+            definition = convolution(self.shape, self.in_dtype, self.out, self.row)
+        return definition.with_attr(ATTRIBUTE, self.to_json())
+
+    def schedule(self) -> PrimFunc:
+        """The kernel under its template with the default tile."""
+        if self.family == "depthwise":
+            lanes = intrinsic(self.instruction, "float32").lanes
+            tile = default_depthwise_tile(self.shape, lanes)
+            return schedule_depthwise(depthwise(self.shape, self.in_dtype, self.out), self.shape, tile)
+        matrix = default_convolution_tile(self.shape, self.row, self.staged)
+        definition = convolution(self.shape, self.in_dtype, self.out, self.row, matrix.rows)
+        return schedule_convolution(definition, self.shape, self.row, matrix, self.staged)
+
+    def to_json(self) -> str:
+        """The spec as one line of JSON."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> KernelSpec:
+        """Read what :meth:`to_json` wrote."""
+        raw = json.loads(text)
+        shape = {key: tuple(v) if isinstance(v, list) else v for key, v in raw["shape"].items()}
+        out = Output(raw["out"]["dtype"], raw["out"].get("low", -math.inf), raw["out"].get("high", math.inf))
+        return cls(raw["family"], ConvolutionShape(**shape), raw["in_dtype"], out, raw["instruction"])

@@ -1,0 +1,59 @@
+"""AnnotatePrecision: write on every operator the precision it was asked to have and the one it gets."""
+
+from __future__ import annotations
+
+import tvm
+from tvm import IRModule, relax
+
+from tvm_mpq.plan import PrecisionPlan
+from tvm_mpq.precision import FP32, W8A8
+from tvm_mpq.transform import attributes as attr
+
+INTEGER_KINDS = frozenset(
+    {
+        "conv2d",
+        "depthwise_conv2d",
+        "matmul",
+        "add",
+        "activation",
+        "max_pool2d",
+        "avg_pool2d",
+        "global_avg_pool",
+        "concat",
+    }
+)
+"""Kinds with an integer kernel."""
+MOVING_KINDS = frozenset({"reshape", "permute_dims"})
+"""Kinds that only move elements: they run in whatever their input is stored in."""
+
+
+@tvm.transform.module_pass(opt_level=0, name="AnnotatePrecision")
+class AnnotatePrecision:
+    """Rewrite ``op_i {}`` → ``op_i {mpq.asked = plan[i], mpq.precision = …, mpq.reason = …}``; bodies are untouched.
+
+    An operator of a kind without an integer kernel is executed in fp32 and says why.
+    """
+
+    def __init__(self, plan: PrecisionPlan) -> None:
+        self.plan = plan
+
+    def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
+        """Apply the pass; raises MpqError when the plan and the module's operators differ."""
+        names = [attr.text(function, attr.OPERATOR) for _, function, _ in attr.calls(mod)]
+        self.plan.check(names)
+        result = mod.clone()
+        for variable, function in mod.functions_items():
+            if isinstance(function, relax.Function) and attr.text(function, attr.OPERATOR):
+                result.update_func(variable, self._annotate(function))
+        return result
+
+    def _annotate(self, function: relax.Function) -> relax.Function:
+        kind = attr.text(function, attr.KIND)
+        asked = self.plan[attr.text(function, attr.OPERATOR)]
+        executed, reason = asked, ""
+        if asked not in (FP32, W8A8):
+            executed, reason = FP32, f"no kernel for {asked} on this target yet"
+        elif asked == W8A8 and kind not in INTEGER_KINDS | MOVING_KINDS:
+            executed, reason = FP32, f"{kind} has no integer kernel"
+        annotations = {attr.ASKED: str(asked), attr.PRECISION: str(executed), attr.REASON: reason}
+        return function.with_attrs(annotations)

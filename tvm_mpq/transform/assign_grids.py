@@ -1,0 +1,91 @@
+"""AssignGrids: decide where 8-bit regions begin and end, and give every tensor in them its one grid."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import tvm
+from tvm import IRModule, relax
+
+from tvm_mpq.quantization.grid import Grid
+from tvm_mpq.transform import attributes as attr
+from tvm_mpq.transform.annotate import MOVING_KINDS
+
+ACCUMULATING_KINDS = frozenset({"conv2d", "depthwise_conv2d", "matmul"})
+"""Kinds that can leave an 8-bit region from their accumulator, without an 8-bit output."""
+_SAME_GRID_KINDS = MOVING_KINDS | {"max_pool2d"}
+
+
+@dataclass(frozen=True)
+class TensorRanges:
+    """The calibrated (low, high) of the network's inputs and of every operator's output, by name."""
+
+    inputs: Mapping[str, tuple[float, float]]
+    operators: Mapping[str, tuple[float, float]]
+
+
+@tvm.transform.module_pass(opt_level=0, name="AssignGrids")
+class AssignGrids:
+    """Rewrite ``op_i {mpq.precision}`` → ``op_i {…, mpq.stored, mpq.scale, mpq.zero_point}``; bodies are untouched.
+
+    A tensor is stored in uint8 where a w8a8 operator makes it and a w8a8 operator reads it, through operators that
+    only move elements. A convolution or matrix multiplication that no 8-bit operator reads stores float straight from
+    its accumulator. A tensor stored in float that a w8a8 operator reads has a grid all the same: the edge quantizes it.
+    Max pooling, reshapes and transposes keep their input's grid.
+    """
+
+    def __init__(self, ranges: TensorRanges) -> None:
+        self.ranges = ranges
+
+    def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
+        """Apply the pass."""
+        calls = attr.calls(mod)
+        needed = _read_in_8_bits(calls)
+        grids: dict[relax.Var, Grid] = {}
+        stored: dict[relax.Var, str] = {}
+        input_grids = {}
+        main = mod["main"]
+        for name, parameter in zip(attr.names(main, attr.INPUTS), main.params, strict=True):
+            stored[parameter] = "float32"
+            if parameter in needed:
+                grids[parameter] = Grid.from_range(*self.ranges.inputs[name])
+                input_grids[name] = [grids[parameter].scale, grids[parameter].zero_point]
+
+        result = mod.clone()
+        for variable, function, call in calls:
+            kind, precision = attr.text(function, attr.KIND), attr.text(function, attr.PRECISION)
+            source = call.args[0]
+            if kind in MOVING_KINDS:
+                stored[variable] = stored.get(source, "float32")
+                precision = "w8a8" if stored[variable] == "uint8" else "fp32"
+            elif precision == "w8a8" and (kind not in ACCUMULATING_KINDS or variable in needed):
+                stored[variable] = "uint8"
+            else:
+                stored[variable] = "float32"
+            attributes: dict[str, object] = {attr.STORED: stored[variable], attr.PRECISION: precision}
+            if precision != attr.text(function, attr.ASKED) and not attr.text(function, attr.REASON):
+                attributes[attr.REASON] = "moves its input, which is stored in " + stored[variable]
+            if stored[variable] == "uint8" or variable in needed:
+                same = kind in _SAME_GRID_KINDS and precision == "w8a8"
+                name = attr.text(function, attr.OPERATOR)
+                grid = grids[source] if same else Grid.from_range(*self.ranges.operators[name])
+                grids[variable] = grid
+                attributes |= {attr.SCALE: grid.scale, attr.ZERO_POINT: grid.zero_point}
+            result.update_func(call.op, function.with_attrs(attributes))
+        result.update_func(mod.get_global_var("main"), main.with_attr(attr.INPUT_GRIDS, json.dumps(input_grids)))
+        return result
+
+
+def _read_in_8_bits(calls: list[tuple[relax.Var, relax.Function, relax.Call]]) -> set[relax.Var]:
+    """The tensors that some w8a8 operator reads, looking through operators that only move elements."""
+    needed: set[relax.Var] = set()
+    for variable, function, call in reversed(calls):
+        if attr.text(function, attr.KIND) in MOVING_KINDS:
+            reads = variable in needed
+        else:
+            reads = attr.text(function, attr.PRECISION) == "w8a8"
+        if reads:
+            needed.update(argument for argument in call.args if isinstance(argument, relax.Var))
+    return needed

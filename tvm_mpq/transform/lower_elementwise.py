@@ -1,0 +1,82 @@
+"""Lower sums, lone activations and concatenations."""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm import relax
+
+from tvm_mpq.kernels import elementwise
+from tvm_mpq.kernels.convolution import Output
+from tvm_mpq.quantization.addition import addition_factors
+from tvm_mpq.transform.operation import Operation
+from tvm_mpq.transform.operator_body import read_body
+from tvm_mpq.transform.tensors import Emitter
+
+
+def lower_add(emitter: Emitter, operation: Operation) -> relax.Var:
+    """a + b in whichever layout they are held; in 8 bits in fixed point (``quantization.addition``)."""
+    layout = operation.output.native
+    a, b = (emitter.read(tensor, operation.activations, layout) for tensor in operation.inputs)
+    shape = operation.output.form_shape(layout)
+    if operation.activations == "float32":
+        body = read_body(operation.function)
+        function = elementwise.add(shape, Output("float32", body.low, body.high))
+        return emitter.kernel(function, "add_fp32", [a, b], shape, "float32", operation.name)
+    left, right = (tensor.grid for tensor in operation.inputs)
+    out = operation.output.grid
+    assert left is not None
+    assert right is not None
+    assert out is not None
+    factors, multiplier = addition_factors(left, right, out)
+    arguments = [a, b, factors, np.array([multiplier], np.float32), np.array([0, out.zero_point], np.int32)]
+    return emitter.kernel(
+        elementwise.add(shape, Output("uint8")), "add_w8a8", arguments, shape, "uint8", operation.name
+    )
+
+
+def lower_activation(emitter: Emitter, operation: Operation) -> relax.Var:
+    """A lone relu or clip: in 8 bits a change of grid, whose saturation is the clip."""
+    layout = operation.output.native
+    x = emitter.read(operation.inputs[0], operation.activations, layout)
+    shape = operation.output.form_shape(layout)
+    if operation.activations == "float32":
+        body = read_body(operation.function)
+        function = elementwise.activation(shape, Output("float32", body.low, body.high))
+        return emitter.kernel(function, "activation_fp32", [x], shape, "float32", operation.name)
+    source, out = operation.inputs[0].grid, operation.output.grid
+    assert source is not None
+    assert out is not None
+    arguments = [
+        x,
+        np.array([source.scale / out.scale], np.float32),
+        np.array([source.zero_point, out.zero_point], np.int32),
+    ]
+    return emitter.kernel(
+        elementwise.rescale(shape), "activation_w8a8", arguments, shape, "uint8", operation.name
+    )
+
+
+def lower_concat(emitter: Emitter, operation: Operation) -> relax.Var:
+    """Join along ONNX's axis; channels are the last axis of pixels, other axes of rank 4 are joined in plain form."""
+    rank = len(operation.output.shape)
+    axis = int(read_body(operation.function).attributes.axis) % rank
+    pixels = rank == 4 and axis == 1
+    layout = "pixels" if pixels else "plain"
+    at = 1 if pixels else axis
+    inputs = [emitter.read(tensor, operation.activations, layout) for tensor in operation.inputs]
+    shapes = [tensor.form_shape(layout) for tensor in operation.inputs]
+    function = elementwise.concat(shapes, at, operation.activations)
+    arguments: list[object] = list(inputs)
+    if operation.activations == "uint8":
+        grids = [tensor.grid for tensor in (*operation.inputs, operation.output)]
+        out = grids[-1]
+        assert out is not None
+        arguments.append(np.array([g.scale / out.scale for g in grids[:-1] if g is not None], np.float32))
+        arguments.append(np.array([g.zero_point for g in grids if g is not None], np.int32))
+    shape = operation.output.form_shape(layout)
+    precision = "w8a8" if operation.activations == "uint8" else "fp32"
+    result = emitter.kernel(
+        function, f"concat_{precision}", arguments, shape, operation.activations, operation.name
+    )
+    operation.output.forms[operation.activations, layout] = result
+    return result

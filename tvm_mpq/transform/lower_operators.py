@@ -1,0 +1,147 @@
+"""LowerOperators: every annotated operator becomes a call of a TIR kernel on NHWC tensors, with packed constants.
+
+    main: lv = op_0(x); lv1 = op_1(lv)   →   main: q = quantize_to_pixels(x); lv = conv2d_w8a8_…(q, W, …); …
+
+Borders between 8-bit and float regions, and between ONNX's layout and NHWC, become kernels of their own. Operators
+without a kernel keep their Relax body, inlined on float tensors in ONNX's layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tvm
+from tvm import IRModule, relax
+
+from tvm_mpq.quantization.grid import Grid
+from tvm_mpq.transform import attributes as attr
+from tvm_mpq.transform.lower_elementwise import lower_activation, lower_add, lower_concat
+from tvm_mpq.transform.lower_pooling import lower_average_pool, lower_global_average_pool, lower_max_pool
+from tvm_mpq.transform.lower_weighted import lower_convolution, lower_depthwise, lower_matmul
+from tvm_mpq.transform.operation import Operation
+from tvm_mpq.transform.operator_body import shape_of
+from tvm_mpq.transform.tensors import Emitter, Layout, Tensor
+
+_WEIGHTED: dict[str, Callable[[Emitter, Operation, str], relax.Var]] = {
+    "conv2d": lower_convolution,
+    "depthwise_conv2d": lower_depthwise,
+    "matmul": lower_matmul,
+}
+_PLAIN: dict[str, Callable[[Emitter, Operation], relax.Var]] = {
+    "add": lower_add,
+    "activation": lower_activation,
+    "concat": lower_concat,
+    "max_pool2d": lower_max_pool,
+    "avg_pool2d": lower_average_pool,
+    "global_avg_pool": lower_global_average_pool,
+}
+
+
+@tvm.transform.module_pass(opt_level=0, name="LowerOperators")
+class LowerOperators:
+    """See the module. ``instruction`` is the target's row of the intrinsic table.
+
+    With ``observe`` the results are every operator's output, each in the layout it is held in.
+    """
+
+    def __init__(self, instruction: str, observe: bool = False) -> None:
+        self.instruction = instruction
+        self.observe = observe
+
+    def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
+        """Apply the pass."""
+        builder = relax.BlockBuilder()
+        emitter = Emitter(builder)
+        main = mod["main"]
+        grids = attr.input_grids(main)
+        tensors: dict[relax.Var, Tensor] = {}
+        parameters = []
+        for name, parameter in zip(attr.names(main, attr.INPUTS), main.params, strict=True):
+            variable = relax.Var(parameter.name, parameter.ty)
+            parameters.append(variable)
+            dtype = str(parameter.ty.dtype)
+            tensors[parameter] = Tensor(shape_of(parameter), grids.get(name), {(dtype, "plain"): variable})
+        with builder.function("main", parameters, attrs=dict(main.attrs)):
+            with builder.dataflow():
+                for variable, function, call in attr.calls(mod):
+                    operation = _operation(variable, function, call, tensors)
+                    tensors[variable] = operation.output
+                    self._lower(emitter, operation)
+                if self.observe:
+                    results = [next(iter(tensors[variable].forms.values())) for variable, _, _ in attr.calls(mod)]
+                else:
+                    results = [self._result(emitter, tensors[result]) for result in attr.results(mod)]
+                single = len(results) == 1 and not self.observe
+                output = builder.emit_output(results[0] if single else relax.Tuple(results))
+            builder.emit_func_output(output)
+        return builder.get()
+
+    def _lower(self, emitter: Emitter, operation: Operation) -> None:
+        layout: Layout = operation.output.native
+        if operation.kind in _WEIGHTED:
+            result = _WEIGHTED[operation.kind](emitter, operation, self.instruction)
+        elif operation.kind in _PLAIN:
+            result = _PLAIN[operation.kind](emitter, operation)
+        elif operation.kind in ("reshape", "permute_dims"):
+            layout = "plain"
+            result = _move(emitter, operation)
+        else:
+            layout = "plain"
+            result = _inline(emitter, operation)
+        if not operation.output.forms:
+            operation.output.forms[str(result.ty.dtype), layout] = result
+
+    @staticmethod
+    def _result(emitter: Emitter, tensor: Tensor) -> relax.Var:
+        dtypes = {dtype for dtype, _ in tensor.forms}
+        return emitter.read(tensor, "float32" if dtypes <= {"uint8", "float32"} else dtypes.pop(), "plain")
+
+
+def _operation(
+    variable: relax.Var, function: relax.Function, call: relax.Call, tensors: dict[relax.Var, Tensor]
+) -> Operation:
+    grid = None
+    if attr.text(function, attr.SCALE):
+        grid = Grid(float(function.attrs[attr.SCALE]), int(function.attrs[attr.ZERO_POINT]))
+    return Operation(
+        name=attr.text(function, attr.OPERATOR),
+        kind=attr.text(function, attr.KIND),
+        function=function,
+        inputs=tuple(tensors[argument] for argument in call.args),
+        output=Tensor(shape_of(variable), grid),
+        activations="uint8" if attr.text(function, attr.PRECISION) == "w8a8" else "float32",
+        stored=attr.text(function, attr.STORED),
+    )
+
+
+def _move(emitter: Emitter, operation: Operation) -> relax.Var:
+    """A reshape or transpose of the stored elements, in ONNX's order."""
+    x = emitter.read(operation.inputs[0], operation.stored, "plain")
+    if operation.kind == "reshape":
+        return emitter.builder.emit(relax.op.reshape(x, operation.output.shape), operation.name)
+    axes = operation.function.body.blocks[0].bindings[0].value.attrs.axes
+    return emitter.builder.emit(relax.op.permute_dims(x, axes), operation.name)
+
+
+def _inline(emitter: Emitter, operation: Operation) -> relax.Var:
+    """The operator's own Relax body on float tensors in ONNX's layout."""
+    arguments = []
+    for tensor, parameter in zip(operation.inputs, operation.function.params, strict=True):
+        arguments.append(emitter.read(tensor, str(parameter.ty.dtype), "plain"))
+    values: dict[relax.Var, relax.Expr] = dict(zip(operation.function.params, arguments, strict=True))
+
+    @relax.expr_functor.mutator
+    class Substitute(relax.PyExprMutator):
+        def visit_var_(self, var: relax.Var) -> relax.Expr:
+            return values.get(var, var)
+
+        visit_dataflow_var_ = visit_var_
+
+    substitute = Substitute()
+    result: relax.Expr = arguments[0]
+    for block in operation.function.body.blocks:
+        for binding in block.bindings:
+            values[binding.var] = emitter.builder.emit(substitute.visit_expr(binding.value), operation.name)
+    result = values[operation.function.body.body]
+    assert isinstance(result, relax.Var)
+    return result

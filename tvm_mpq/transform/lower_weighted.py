@@ -1,0 +1,153 @@
+"""Lower convolutions, depthwise convolutions and matrix multiplications to templated kernels with packed weights.
+
+float32:  y = activation(Σ x·w + b)
+w8a8:     x = s_x (q_x − z_x), w = s_w q_w  ⇒  y / s_y = (Σ (q_x − z_x) q_w + b / (s_x s_w)) · (s_x s_w / s_y)
+so the kernel sums integers, adds the bias on the accumulator's grid and requantizes with one multiplier a channel. An
+output that stays in float is the same sum times s_x s_w. The activation needs no code in 8 bits: the output's grid lies
+inside its range, where saturation is the clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tvm import relax
+
+from tvm_mpq.kernels.convolution import ConvolutionShape, Output
+from tvm_mpq.kernels.spec import KernelSpec
+from tvm_mpq.quantization.bias import fold_zero_point, quantize_bias, safe_weight_scale
+from tvm_mpq.quantization.packing import pack_channels, pack_depthwise, pack_weights
+from tvm_mpq.quantization.requantize import requantize_multiplier
+from tvm_mpq.quantization.weights import round_weights, weight_scales
+from tvm_mpq.transform.operation import Operation
+from tvm_mpq.transform.operator_body import OperatorBody, read_body
+from tvm_mpq.transform.tensors import Emitter, Layout, elements
+
+Array = npt.NDArray[Any]
+
+
+def convolution_shape(body: OperatorBody, source: tuple[int, ...]) -> ConvolutionShape:
+    """The extents of a canonical ``conv2d`` on an input of ONNX shape ``source``."""
+    assert body.weight is not None
+    attributes = body.attributes
+    out_channels, _, r, s = body.weight.shape
+    top, left, bottom, right = (int(value) for value in attributes.padding)
+    return ConvolutionShape(
+        batch=source[0],
+        height=source[2],
+        width=source[3],
+        in_channels=source[1],
+        out_channels=out_channels,
+        kernel=(r, s),
+        stride=(int(attributes.strides[0]), int(attributes.strides[1])),
+        padding=(top, left, bottom, right),
+        dilation=(int(attributes.dilation[0]), int(attributes.dilation[1])),
+        groups=int(attributes.groups),
+    )
+
+
+def lower_convolution(emitter: Emitter, operation: Operation, instruction: str) -> relax.Var:
+    """A ``conv2d`` of any kernel, stride, padding, dilation and groups: pixels in, pixels out."""
+    body = read_body(operation.function)
+    assert body.weight is not None
+    shape = convolution_shape(body, operation.inputs[0].shape)
+    return _lower_matrix(emitter, operation, body, body.weight, shape, "pixels", instruction)
+
+
+def lower_matmul(emitter: Emitter, operation: Operation, instruction: str) -> relax.Var:
+    """``x [.., C] · w [C, K]`` as a 1×1 convolution of rows."""
+    body = read_body(operation.function)
+    assert body.weight is not None
+    source = operation.inputs[0].shape
+    channels, out_channels = body.weight.shape
+    shape = ConvolutionShape(elements(source) // channels, 1, 1, channels, out_channels)
+    weight = body.weight.T[:, :, None, None]
+    return _lower_matrix(emitter, operation, body, weight, shape, "plain", instruction)
+
+
+def _lower_matrix(
+    emitter: Emitter,
+    operation: Operation,
+    body: OperatorBody,
+    weight: Array,
+    shape: ConvolutionShape,
+    layout: Layout,
+    instruction: str,
+) -> relax.Var:
+    family = "conv2d" if layout == "pixels" else "matmul"
+    spec = KernelSpec(family, shape, operation.activations, _output(operation, body), instruction)
+    row = spec.row
+
+    def pack(values: Array) -> Array:
+        return pack_weights(values, shape.groups, row.lanes, row.group)
+
+    def pack_each(values: Array) -> Array:
+        return pack_channels(values, shape.groups, row.lanes)
+
+    constants = _constants(operation, body, weight, pack, pack_each, fold=row.activation == "uint8")
+    x = emitter.read(operation.inputs[0], operation.activations, layout)
+    rows = shape.batch * shape.height * shape.width
+    if layout == "plain" and len(operation.inputs[0].shape) != 2:
+        x = emitter.builder.emit(relax.op.reshape(x, (rows, shape.in_channels)), f"{operation.name}_rows")
+    dims = (shape.rows, shape.out_channels)
+    y = emitter.kernel(spec.define(), spec.name, [x, *constants], dims, spec.out.dtype, operation.name)
+    if layout == "plain" and len(operation.output.shape) != 2:
+        y = emitter.builder.emit(relax.op.reshape(y, operation.output.shape), operation.name)
+    return y
+
+
+def lower_depthwise(emitter: Emitter, operation: Operation, instruction: str) -> relax.Var:
+    """A ``conv2d`` with one input channel a group: pixels in, pixels out."""
+    body = read_body(operation.function)
+    assert body.weight is not None
+    shape = convolution_shape(body, operation.inputs[0].shape)
+    spec = KernelSpec("depthwise", shape, operation.activations, _output(operation, body), instruction)
+    constants = _constants(operation, body, body.weight, pack_depthwise, lambda values: values, fold=True)
+    x = emitter.read(operation.inputs[0], operation.activations, "pixels")
+    dims = (shape.rows, shape.out_channels)
+    return emitter.kernel(spec.define(), spec.name, [x, *constants], dims, spec.out.dtype, operation.name)
+
+
+def _output(operation: Operation, body: OperatorBody) -> Output:
+    if operation.stored == "uint8":
+        return Output("uint8")
+    return Output("float32", body.low, body.high)
+
+
+def _constants(
+    operation: Operation,
+    body: OperatorBody,
+    weight: Array,
+    pack: Callable[[Array], Array],
+    pack_each: Callable[[Array], Array],
+    fold: bool,
+) -> list[Array]:
+    """Weight and bias, and for integers multiplier and grid, as the kernels take them.
+
+    ``fold``: the kernel multiplies unshifted codes, so −z_x Σ q_w goes into the bias.
+    """
+    bias = np.zeros(len(weight), np.float32) if body.bias is None else body.bias.astype(np.float32)
+    if operation.activations == "float32":
+        return [pack(weight), pack_each(bias)]
+    grid = operation.inputs[0].grid
+    assert grid is not None
+    scale = weight_scales(weight, name=f"the weights of operator {operation.name}")
+    scale = safe_weight_scale(scale, bias, grid.scale, weight[0].size)
+    codes = round_weights(weight, scale)
+    integer_bias = quantize_bias(bias, grid.scale, scale)
+    if fold:
+        integer_bias = fold_zero_point(integer_bias, codes, grid.zero_point)
+    out_scale, out_zero = 1.0, 0
+    if operation.stored == "uint8":
+        assert operation.output.grid is not None
+        out_scale, out_zero = operation.output.grid.scale, operation.output.grid.zero_point
+    multiplier = requantize_multiplier(grid.scale, scale, out_scale)
+    return [
+        pack(codes),
+        pack_each(integer_bias),
+        pack_each(multiplier),
+        np.array([grid.zero_point, out_zero], np.int32),
+    ]

@@ -1,0 +1,74 @@
+"""Every pass from the canonical module to the executable, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tvm
+from tvm import IRModule, relax
+
+from tvm_mpq.errors import MpqError
+from tvm_mpq.plan import PrecisionPlan
+from tvm_mpq.transform.annotate import AnnotatePrecision
+from tvm_mpq.transform.assign_grids import AssignGrids, TensorRanges
+from tvm_mpq.transform.lower_operators import LowerOperators
+from tvm_mpq.transform.schedule_kernels import ScheduleKernels
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The passes for one plan, one set of ranges and one instruction set.
+
+    ``dump`` is a folder that gets the module after each pass. ``observe`` makes every operator's output a result.
+    """
+
+    plan: PrecisionPlan
+    ranges: TensorRanges
+    instruction: str
+    dump: Path | None = None
+    observe: bool = False
+
+    def annotate(self, mod: IRModule) -> IRModule:
+        """Canonical module → every operator carries its bit-width and every 8-bit tensor its grid."""
+        return self._run(mod, [AnnotatePrecision(self.plan), AssignGrids(self.ranges)], 1)
+
+    def lower(self, mod: IRModule) -> IRModule:
+        """Annotated module → scheduled NHWC kernels."""
+        passes = [LowerOperators(self.instruction, self.observe), relax.transform.LegalizeOps(), ScheduleKernels()]
+        return self._run(mod, passes, 3)
+
+    def _run(self, mod: IRModule, passes: Sequence[tvm.transform.Pass], first: int) -> IRModule:
+        for index, step in enumerate(passes, first):
+            mod = step(mod)
+            if self.dump is not None:
+                _write(self.dump / f"{index}_{step.info.name}.py", mod)
+        return mod
+
+
+def build_passes() -> tvm.transform.Pass:
+    """Scheduled module → bytecode with memory planned once; TVM's own passes without its schedules."""
+    return tvm.transform.Sequential(
+        [
+            relax.transform.RewriteDataflowReshape(),
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
+            relax.transform.StaticPlanBlockMemory(),
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ]
+    )
+
+
+def _write(path: Path, mod: IRModule) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(mod.script(show_meta=False), encoding="utf-8")
+    except OSError as error:
+        raise MpqError(f"cannot write the IR to {path}: {error.strerror}") from None
