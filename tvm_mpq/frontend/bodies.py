@@ -1,0 +1,91 @@
+"""What the private function of each canonical kind computes, as ``docs/architecture.md`` lists it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from tvm_mpq.frontend.graph import Node
+
+# builder, node, inputs (Var for an activation, array for a constant), shape of the result → the result
+Body = Callable[[relax.BlockBuilder, Node, Sequence[Any], tuple[int, ...]], Any]
+
+
+def _constant(value: Any) -> Any:
+    return relax.const(tvm.runtime.tensor(value))
+
+
+def _activate(builder: relax.BlockBuilder, node: Node, value: Any) -> Any:
+    if "lo" not in node.attributes:
+        return value
+    lo, hi = node.get("lo"), node.get("hi")
+    source = value if isinstance(value, relax.Var) else builder.emit(value)
+    return relax.op.nn.relu(source) if (lo, hi) == (0.0, math.inf) else relax.op.clip(source, lo, hi)
+
+
+def _conv2d(builder: relax.BlockBuilder, node: Node, inputs: Sequence[Any], shape: tuple[int, ...]) -> Any:
+    value = relax.op.nn.conv2d(
+        inputs[0],
+        _constant(inputs[1]),
+        strides=node.get("strides"),
+        padding=node.get("pads"),
+        dilation=node.get("dilations"),
+        groups=node.get("group"),
+    )
+    if len(inputs) > 2:
+        value = relax.op.add(builder.emit(value), _constant(inputs[2].reshape(1, -1, 1, 1)))
+    return _activate(builder, node, value)
+
+
+def _matmul(builder: relax.BlockBuilder, node: Node, inputs: Sequence[Any], shape: tuple[int, ...]) -> Any:
+    value = relax.op.matmul(inputs[0], _constant(inputs[1]))
+    if len(inputs) > 2:
+        value = relax.op.add(builder.emit(value), _constant(inputs[2]))
+    return _activate(builder, node, value)
+
+
+def _add(builder: relax.BlockBuilder, node: Node, inputs: Sequence[Any], shape: tuple[int, ...]) -> Any:
+    return _activate(builder, node, relax.op.add(*inputs))
+
+
+def _activation(
+    builder: relax.BlockBuilder, node: Node, inputs: Sequence[Any], shape: tuple[int, ...]
+) -> Any:
+    return _activate(builder, node, inputs[0])
+
+
+def _pool(operator: Callable[..., Any]) -> Body:
+    def body(builder: relax.BlockBuilder, node: Node, inputs: Sequence[Any], shape: tuple[int, ...]) -> Any:
+        return operator(
+            inputs[0],
+            pool_size=node.get("kernel"),
+            strides=node.get("strides"),
+            padding=node.get("pads"),
+            dilation=node.get("dilations"),
+            count_include_pad=bool(node.get("count_include_pad", 0)),
+        )
+
+    return body
+
+
+BODIES: dict[str, Body] = {
+    "conv2d": _conv2d,
+    "depthwise_conv2d": _conv2d,
+    "matmul": _matmul,
+    "add": _add,
+    "activation": _activation,
+    "max_pool2d": _pool(relax.op.nn.max_pool2d),
+    "avg_pool2d": _pool(relax.op.nn.avg_pool2d),
+    "global_avg_pool": lambda builder, node, inputs, shape: relax.op.mean(inputs[0], [2, 3], keepdims=True),
+    "concat": lambda builder, node, inputs, shape: relax.op.concat(list(inputs), node.get("axis")),
+    "reshape": lambda builder, node, inputs, shape: relax.op.reshape(inputs[0], shape),
+    "permute_dims": lambda builder, node, inputs, shape: relax.op.permute_dims(inputs[0], node.get("perm")),
+    "softmax": lambda builder, node, inputs, shape: relax.op.nn.softmax(inputs[0], node.get("axis")),
+    "identity": lambda builder, node, inputs, shape: inputs[0],
+    "constant": lambda builder, node, inputs, shape: _constant(inputs[0]),
+}
+"""Kind → body."""

@@ -1,0 +1,59 @@
+"""All rules in the order in which they run; between two groups the graph is always a complete network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tvm_mpq.frontend.graph import Graph, Node
+from tvm_mpq.frontend.rules.activation import convert_activation, fuse_activation
+from tvm_mpq.frontend.rules.affine import convert_batch_norm, fold_behind, fold_in_front
+from tvm_mpq.frontend.rules.convolution import convert_convolution, lower_convolution
+from tvm_mpq.frontend.rules.dense import convert_gemm, convert_matmul
+from tvm_mpq.frontend.rules.floats import promote
+from tvm_mpq.frontend.rules.identities import remove_identity
+from tvm_mpq.frontend.rules.layout import (
+    convert_add,
+    convert_concat,
+    convert_reshape,
+    convert_softmax,
+    convert_transpose,
+    simplify_reshape,
+)
+from tvm_mpq.frontend.rules.padding import fold_padding
+from tvm_mpq.frontend.rules.pooling import convert_global_pool, convert_mean, convert_pool
+
+Rule = Callable[[Graph, Node], bool]
+
+GROUPS: tuple[tuple[Rule, ...], ...] = (
+    (remove_identity,),
+    (convert_convolution, convert_gemm, convert_matmul),
+    (convert_pool, convert_global_pool, convert_mean),
+    (convert_reshape, convert_transpose, convert_concat, convert_add, convert_softmax),
+    (convert_activation,),
+    (fold_padding,),
+    # Behind before in front: the operator that made a tensor has its channels, whatever padding follows.
+    (fold_behind,),
+    (fold_in_front,),
+    (convert_batch_norm,),
+    (fuse_activation,),
+    (lower_convolution,),
+    (simplify_reshape,),
+)
+
+
+def normalize(graph: Graph) -> None:
+    """Bring ``graph`` into canonical form, in place; raises MpqError for a batch norm in training mode."""
+    promote(graph)
+    for rules in GROUPS:
+        apply_rules(graph, rules)
+        graph.remove_dead()
+
+
+def apply_rules(graph: Graph, rules: Sequence[Rule]) -> None:
+    """Apply ``rules`` to every node until none changes anything."""
+    changed = True
+    while changed:
+        changed = False
+        for node in list(graph.nodes):
+            if any(graph.holds(node) and rule(graph, node) for rule in rules):
+                changed = True

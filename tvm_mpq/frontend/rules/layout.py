@@ -1,0 +1,101 @@
+"""Nodes without weights or windows: ``reshape``, ``permute_dims``, ``concat``, ``add``, ``softmax``."""
+
+from __future__ import annotations
+
+import math
+
+from tvm_mpq.frontend.graph import Graph, Node, canonical
+
+
+def convert_reshape(graph: Graph, node: Node) -> bool:
+    """Reshape, Flatten, Squeeze and Unsqueeze of float32 to the shape that inference found."""
+    if not node.is_("Reshape", "Flatten", "Squeeze", "Unsqueeze") or graph.float_type(node.inputs[0]) is None:
+        return False
+    graph.replace([node], [canonical("reshape", node.name, node.inputs[:1], node.outputs[0])])
+    return True
+
+
+def simplify_reshape(graph: Graph, node: Node) -> bool:
+    """A reshape to the same shape goes; of a reshape only the last counts."""
+    if not node.is_kind("reshape"):
+        return False
+    source, output = node.inputs[0], node.outputs[0]
+    if graph.types[source].shape == graph.types[output].shape and not graph.is_captured(output):
+        graph.bypass(node, source)
+        return True
+    before = graph.producer(source)
+    if before is None or not before.is_kind("reshape"):
+        return False
+    graph.replace([node], [canonical("reshape", node.name, before.inputs, output)])
+    return True
+
+
+def convert_transpose(graph: Graph, node: Node) -> bool:
+    """Transpose of float32; one that moves only axes of size 1 is a reshape."""
+    if not node.is_("Transpose"):
+        return False
+    found = graph.float_type(node.inputs[0])
+    if found is None:
+        return False
+    order = node.get("perm") or list(range(len(found.shape)))[::-1]
+    moved = [axis for axis in order if found.shape[axis] != 1]
+    if moved == sorted(moved):
+        new = canonical("reshape", node.name, node.inputs, node.outputs[0])
+    else:
+        new = canonical("permute_dims", node.name, node.inputs, node.outputs[0], perm=order)
+    graph.replace([node], [new])
+    return True
+
+
+def convert_concat(graph: Graph, node: Node) -> bool:
+    """Concat of two or more float32 activations."""
+    if not node.is_("Concat") or len(node.inputs) < 2:
+        return False
+    if any(graph.float_type(name) is None for name in node.inputs):
+        return False
+    axis = node.get("axis") % len(graph.types[node.outputs[0]].shape)
+    graph.replace([node], [canonical("concat", node.name, node.inputs, node.outputs[0], axis=axis)])
+    return True
+
+
+def convert_add(graph: Graph, node: Node) -> bool:
+    """Add and Sum of float32 activations of equal shapes; a Sum of many is a chain of additions."""
+    if not node.is_("Add", "Sum") or len(node.inputs) < 2:
+        return False
+    found = graph.types[node.outputs[0]]
+    if any(graph.float_type(name) != found for name in node.inputs):
+        return False
+    left, nodes = node.inputs[0], []
+    for place, right in enumerate(node.inputs[1:], 2):
+        last = place == len(node.inputs)
+        output = node.outputs[0] if last else graph.add_tensor(node.outputs[0], found.shape)
+        name = node.name if last else f"{node.name}.{place - 1}"
+        nodes.append(canonical("add", name, [left, right], output))
+        left = output
+    graph.replace([node], nodes)
+    return True
+
+
+def convert_softmax(graph: Graph, node: Node) -> bool:
+    """Softmax along one axis; before opset 13 along all axes from ``axis`` on, which a reshape makes one."""
+    if not node.is_("Softmax"):
+        return False
+    found = graph.float_type(node.inputs[0])
+    if found is None or not found.shape:
+        return False
+    source, output, rank = node.inputs[0], node.outputs[0], len(found.shape)
+    axis = node.get("axis", -1 if graph.opset >= 13 else 1) % rank
+    if graph.opset >= 13 or axis == rank - 1:
+        graph.replace([node], [canonical("softmax", node.name, [source], output, axis=axis)])
+        return True
+    shape = (math.prod(found.shape[:axis]), math.prod(found.shape[axis:]))
+    flat, made = graph.add_tensor(source, shape), graph.add_tensor(output, shape)
+    graph.replace(
+        [node],
+        [
+            canonical("reshape", f"{node.name}.flatten", [source], flat),
+            canonical("softmax", node.name, [flat], made, axis=1),
+            canonical("reshape", f"{node.name}.unflatten", [made], output),
+        ],
+    )
+    return True
