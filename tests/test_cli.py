@@ -23,8 +23,6 @@ from tvm_mpq.runtime.archive import pack
 from tvm_mpq.runtime.arrays import load_arrays
 from tvm_mpq.runtime.package import Package
 
-COMPILER = Path(cli.__file__).parents[1] / "compiler.py"
-needs_compiler = pytest.mark.skipif(not COMPILER.exists(), reason="the compiler is not there yet")
 KEPT = b"what was here before"
 
 
@@ -313,7 +311,6 @@ def network(folder) -> Path:
     return folder
 
 
-@needs_compiler
 def test_compile_run_and_benchmark_go_together(network, capsys):
     assert cli.main([*COMPILE, "--dump-ir", "ir"]) == 0
     out = capsys.readouterr().out
@@ -335,7 +332,6 @@ def test_compile_run_and_benchmark_go_together(network, capsys):
     assert executed["conv"] == "w8a8"
 
 
-@needs_compiler
 def test_a_plan_is_followed_and_the_baseline_can_be_left_out(network):
     assert cli.main([*COMPILE, "--no-baseline"]) == 0
     package = Package.load("m.tar")
@@ -365,7 +361,6 @@ def test_wrong_compile_options_are_refused_before_any_work(fails, network):
     assert fails("compile", "net.onnx", "--output", "no/m.tar") == "--output no/m.tar: there is no folder no"
 
 
-@needs_compiler
 def test_targets_plans_and_precisions_that_do_not_exist_are_refused(fails, network):
     assert fails(*COMPILE, "--target", "znver5") == "unknown target 'znver5'; did you mean znver4"
     assert "unknown precision 'w9a8'" in fails(*COMPILE, "--precision", "w9a8")
@@ -381,7 +376,6 @@ def test_targets_plans_and_precisions_that_do_not_exist_are_refused(fails, netwo
     assert "cannot read the plan gone.json" in fails(*COMPILE, "--plan", "gone.json")
 
 
-@needs_compiler
 def test_networks_and_data_that_do_not_fit_are_refused(fails, network):
     data = load_arrays("c.npz")
     np.savez("c.npz", wrong=data["x"])

@@ -46,9 +46,11 @@ class Session:
             path.write_bytes(self.package.library)
             try:
                 library = tvm.runtime.load_module(str(path))
-                return VirtualMachine(library, tvm.cpu())
+                machine = VirtualMachine(library, tvm.cpu())
             except Exception as error:
                 raise MpqError(f"cannot load the package's library: {_first_line(error)}") from error
+        return_free_memory()
+        return machine
 
     def run(self, inputs: Mapping[str, Array] | Array) -> list[Array]:
         """The network's outputs, each an array of the shape and dtype the package's metadata names.
@@ -112,6 +114,14 @@ class Session:
                 raise MpqError(f"the input {spec.name!r} is {array.dtype}; the network takes {spec.dtype}")
             arrays.append(np.ascontiguousarray(array))
         return arrays
+
+
+def return_free_memory() -> None:
+    """Give the system the memory that the C library keeps for later.
+
+    TVM copies the weights several times while it loads them; without this the copies stay resident.
+    """
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def check_repeat(repeat: int) -> None:
