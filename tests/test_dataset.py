@@ -7,13 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from tvm_mpq.dataset import Dataset, open_dataset, split
 from tvm_mpq.errors import MpqError
 from tvm_mpq.tensor_spec import TensorSpec
+
+# A busy machine is not a failure.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 X = TensorSpec("x", (2, 3), "float32")
 PHOTO = TensorSpec("input", (1, 3, 8, 8), "float32")

@@ -11,21 +11,18 @@ Array = npt.NDArray[Any]
 
 
 def pack_weights(w: Array, groups: int, lanes: int, group: int) -> Array:
-    """[O, I/groups, R, S] → [groups, blocks, R·S·C/group, lanes, group] of the same dtype.
+    """[O, I/groups, R, S] → [groups, blocks, steps, lanes, group] of the same dtype.
 
-    C is I/groups rounded up to a multiple of ``group``, blocks·lanes O/groups rounded up to a multiple of ``lanes``;
-    what is added is zero. The reduction runs over r, s, c with c fastest.
+    The reduction runs over r, s, c with c fastest; each kernel row's S·C elements are padded with zeros to a multiple of
+    ``group``, and O/groups to blocks·lanes.
     """
     o, i, r, s = w.shape
     per_group = o // groups
-    blocks = -(-per_group // lanes)
-    channels = -(-i // group) * group
-    padded = np.zeros((groups, blocks * lanes, r, s, channels), w.dtype)
-    padded[:, :per_group, :, :, :i] = w.reshape(groups, per_group, i, r, s).transpose(0, 1, 3, 4, 2)
-    steps = r * s * channels // group
-    return np.ascontiguousarray(
-        padded.reshape(groups, blocks, lanes, steps, group).transpose(0, 1, 3, 2, 4)
-    )  # fmt: skip
+    blocks, run = -(-per_group // lanes), -(-s * i // group) * group
+    padded = np.zeros((groups, blocks * lanes, r, run), w.dtype)
+    padded[:, :per_group, :, : s * i] = w.transpose(0, 2, 3, 1).reshape(groups, per_group, r, s * i)
+    blocked = padded.reshape(groups, blocks, lanes, r * run // group, group)
+    return np.ascontiguousarray(blocked.transpose(0, 1, 3, 2, 4))
 
 
 def pack_channels(values: Array, groups: int, lanes: int) -> Array:
