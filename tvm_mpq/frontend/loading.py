@@ -73,9 +73,12 @@ def prepare(
     fixed.CopyFrom(model)
     if fixed.functions:
         fixed = onnx.inliner.inline_local_functions(fixed)
+    fix_input_shapes(fixed.graph, input_shapes or {})
+    for output in fixed.graph.output:
+        # The checker wants one, the shapes found below will be true.
+        output.type.tensor_type.shape.SetInParent()
     _check_valid(fixed, origin)
     _check_finite(fixed.graph)
-    fix_input_shapes(fixed.graph, input_shapes or {})
     # Shapes written for other input shapes would contradict what follows from the fixed ones.
     del fixed.graph.value_info[:]
     for output in fixed.graph.output:

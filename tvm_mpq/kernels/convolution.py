@@ -1,9 +1,10 @@
 """Convolution and matrix multiplication as one definition: stage patches, multiply by packed weights, finish.
 
 NHWC. Rows m run over batch, output rows and output columns; the reduction k over kernel rows, kernel columns and the
-input channels of a group (padded to a multiple of the intrinsic's group).
+input channels of a group; a kernel row's elements are padded to a multiple of the intrinsic's group.
 
-    stage[g, m, k]     = x at the input pixel of (m, k), less its zero-point when integer; 0 in the padding
+    padded[n, h, w, c] = x in the intrinsic's dtype, less its zero-point when integer; 0 in the padding
+    stage[g, m, k]     = padded at the input pixel of (m, k); anything where the reduction is padded, as its weight is 0
     acc[g, m, n, l]    = Σ_k stage[g, m, k] · weight[g, n, k/G, l, k mod G]
     out[m, channel]    = acc + bias, requantized, or rescaled to float, or activated
 
@@ -14,6 +15,7 @@ that it adds is folded into the bias (see ``quantization``). A matrix multiplica
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm import te, tirx
@@ -61,11 +63,11 @@ class ConvolutionShape:
         return self.rows * self.out_channels * math.prod(self.kernel) * self.in_channels // self.groups
 
     def reduction(self, group: int) -> int:
-        """Length of the reduction with channels padded to a multiple of ``group``."""
-        return math.prod(self.kernel) * _round_up(self.in_channels // self.groups, group)
+        """Length of the reduction: kernel rows × elements of one, padded to a multiple of ``group``."""
+        return self.kernel[0] * _round_up(self.kernel[1] * self.in_channels // self.groups, group)
 
     def is_plain_matrix(self) -> bool:
-        """Whether the stage would only copy: 1×1, stride 1, no padding, one group."""
+        """Whether rows of the matrix are rows of the input: 1×1, stride 1, no padding, one group."""
         return (
             self.kernel == (1, 1) and self.stride == (1, 1) and not any(self.padding) and self.groups == 1
         )  # fmt: skip
@@ -153,33 +155,62 @@ def activate(value: Expr, out: Output) -> Expr:
 def _stage(
     x: te.Tensor, grid: te.Tensor | None, shape: ConvolutionShape, intrinsic: Intrinsic, rows: int
 ) -> te.Tensor:
-    kernel_h, kernel_w = shape.kernel
     per_group = shape.in_channels // shape.groups
-    padded = _round_up(per_group, intrinsic.group)
-    top, left = shape.padding[:2]
     oh, ow = shape.out_height, shape.out_width
     # uint8 intrinsics keep the zero-point in the data and pad with it; wider ones subtract it.
     subtract = grid is not None and intrinsic.activation != "uint8"
-    fill: Expr = tirx.const(0, intrinsic.activation)
-    if grid is not None and not subtract:
-        fill = grid[0].astype(intrinsic.activation)
+    zero: Expr = tirx.const(0, intrinsic.activation)
+    fill = grid[0].astype(intrinsic.activation) if grid is not None and not subtract else zero
+    length = shape.reduction(intrinsic.group)
+    run = length // shape.kernel[0]
+    columns_read = -(-run // per_group)
+
+    def convert(value: Expr) -> Expr:
+        if grid is None or not subtract:
+            return value
+        return value.astype(intrinsic.activation) - grid[0].astype(intrinsic.activation)
+
+    padded = None
+    if not shape.is_plain_matrix():
+        extra = (columns_read - shape.kernel[1]) * shape.dilation[1]
+        padded = padded_input(x, shape, fill, convert, extra)
 
     def element(g: Expr, m: Expr, k: Expr) -> Expr:
-        c = k % padded
-        r, s = k // padded // kernel_w, k // padded % kernel_w
-        h = m // ow % oh * shape.stride[0] + r * shape.dilation[0] - top
-        w = m % ow * shape.stride[1] + s * shape.dilation[1] - left
-        channel = c if shape.groups == 1 else g * per_group + c
-        value = x[(m // (oh * ow) * shape.height + h) * shape.width + w, channel]
-        if subtract:
-            value = value.astype(intrinsic.activation) - grid[0].astype(intrinsic.activation)
+        c = k % run % per_group
+        r, s = k // run, k % run // per_group
+        conditions = [] if rows == shape.rows else [m < shape.rows]
+        if padded is None:
+            value = convert(x[m, k])
+            if length != per_group:
+                conditions.append(k < per_group)
+        else:
+            h = m // ow % oh * shape.stride[0] + r * shape.dilation[0]
+            w = m % ow * shape.stride[1] + s * shape.dilation[1]
+            value = padded[m // (oh * ow), h, w, c if shape.groups == 1 else g * per_group + c]
+        return te.if_then_else(te.all(*conditions), value, zero) if conditions else value
+
+    return te.compute((shape.groups, rows, length), element, "stage")
+
+
+def padded_input(
+    x: te.Tensor,
+    shape: ConvolutionShape,
+    fill: Expr,
+    convert: Callable[[Expr], Expr] = lambda value: value,
+    extra: int = 0,
+) -> te.Tensor:
+    """[N·H·W, C] → ``convert``ed [N, H + padding, W + padding + ``extra`` on the right, C], ``fill`` in the padding."""
+    top, left, bottom, right = shape.padding
+    right += extra
+
+    def element(n: Expr, h: Expr, w: Expr, c: Expr) -> Expr:
+        value = convert(x[(n * shape.height + (h - top)) * shape.width + (w - left), c])
         conditions = []
-        if any(shape.padding):
-            conditions += [h >= 0, h < shape.height, w >= 0, w < shape.width]
-        if rows != shape.rows:
-            conditions.append(m < shape.rows)
-        if padded != per_group:
-            conditions.append(c < per_group)
+        if top or bottom:
+            conditions += [h >= top, h < shape.height + top]
+        if left or right:
+            conditions += [w >= left, w < shape.width + left]
         return te.if_then_else(te.all(*conditions), value, fill) if conditions else value
 
-    return te.compute((shape.groups, rows, shape.reduction(intrinsic.group)), element, "stage")
+    dims = (shape.batch, shape.height + top + bottom, shape.width + left + right, shape.in_channels)
+    return te.compute(dims, element, "padded")

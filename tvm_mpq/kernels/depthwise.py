@@ -14,7 +14,7 @@ from tvm import IRModule, te, tirx
 from tvm.s_tir import Schedule
 from tvm.tirx import Expr, PrimFunc
 
-from tvm_mpq.kernels.convolution import ConvolutionShape, Output, activate
+from tvm_mpq.kernels.convolution import ConvolutionShape, Output, activate, padded_input
 from tvm_mpq.kernels.requantize import requantize
 
 
@@ -28,7 +28,7 @@ class DepthwiseTile:
 
 
 def depthwise(shape: ConvolutionShape, in_dtype: str, out: Output) -> PrimFunc:
-    """The definition with blocks ``stage``, ``acc`` and ``out``.
+    """The definition with blocks ``padded``, ``acc`` and ``out``.
 
     Parameters: x [N·H·W, C]; weight [R, S, K] int8 or float32; bias [K]; for integers multiplier [K] float32 and grid
     int32[2] (input and output zero-point); then the output [rows, K].
@@ -74,23 +74,6 @@ def depthwise(shape: ConvolutionShape, in_dtype: str, out: Output) -> PrimFunc:
     return te.create_prim_func(parameters)
 
 
-def padded_input(x: te.Tensor, shape: ConvolutionShape, fill: Expr) -> te.Tensor:
-    """[N·H·W, C] → [N, H + padding, W + padding, C], ``fill`` in the padding."""
-    top, left, bottom, right = shape.padding
-
-    def element(n: Expr, h: Expr, w: Expr, c: Expr) -> Expr:
-        value = x[(n * shape.height + (h - top)) * shape.width + (w - left), c]
-        conditions = []
-        if top or bottom:
-            conditions += [h >= top, h < shape.height + top]
-        if left or right:
-            conditions += [w >= left, w < shape.width + left]
-        return te.if_then_else(te.all(*conditions), value, fill) if conditions else value
-
-    dims = (shape.batch, shape.height + top + bottom, shape.width + left + right, shape.in_channels)
-    return te.compute(dims, element, "stage")
-
-
 def pixels(tensor: te.Tensor, name: str) -> te.Tensor:
     """[N, H, W, C] → [N·H·W, C]."""
     n, h, w, c = (int(extent) for extent in tensor.shape)
@@ -122,7 +105,7 @@ def schedule_depthwise(definition: PrimFunc, shape: ConvolutionShape, tile: Dept
     """Apply the template: parallel over row blocks; channel blocks; rows; column tiles in registers, taps unrolled."""
     sch = Schedule(IRModule({"main": definition}))
     sch.reverse_compute_inline("out")
-    finished, acc, stage = (sch.get_sblock(name) for name in ("finished", "acc", "stage"))
+    finished, acc, stage = (sch.get_sblock(name) for name in ("finished", "acc", "padded"))
     n, h, w, k = sch.get_loops(finished)
     task, row = sch.split(h, [None, tile.rows])
     column, ci = sch.split(w, [None, tile.columns])

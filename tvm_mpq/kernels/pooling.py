@@ -7,8 +7,7 @@ from collections.abc import Callable
 from tvm import te, tirx
 from tvm.tirx import Expr, IterVar, PrimFunc
 
-from tvm_mpq.kernels.convolution import ConvolutionShape
-from tvm_mpq.kernels.depthwise import padded_input
+from tvm_mpq.kernels.convolution import ConvolutionShape, padded_input
 from tvm_mpq.kernels.requantize import requantize
 
 

@@ -82,6 +82,10 @@ def _place_stage(
     tile: ConvolutionTile,
     staged: bool,
 ) -> None:
+    if not shape.is_plain_matrix():
+        *outer, channel = sch.get_loops("padded")
+        sch.parallel(sch.fuse(*outer))
+        _vectorize(sch, channel, 32)
     if not staged:
         sch.compute_inline(stage)
         return
@@ -91,16 +95,17 @@ def _place_stage(
     else:
         sch.compute_at(stage, tasks, preserve_unit_loops=True)
         k = sch.get_loops(stage)[-1]
-    steps = shape.reduction(intrinsic.group)
-    padded = steps // (shape.kernel[0] * shape.kernel[1])
-    if shape.kernel != (1, 1):
-        k = sch.split(k, [steps // padded, padded])[1]
-    widths = [w for w in (32, 16, 8, 4) if padded % w == 0]
-    if widths and padded == shape.in_channels // shape.groups:
-        _vectorize(sch, k, widths[0])
+    # Runs that are contiguous in the padded input: whole kernel rows, or the channels of one pixel.
+    length = shape.reduction(intrinsic.group)
+    per_group = shape.in_channels // shape.groups
+    whole_rows = shape.groups == 1 and shape.dilation[1] == 1
+    run = length // shape.kernel[0] if whole_rows else per_group
+    if length % run == 0 and (whole_rows or length == shape.kernel[0] * shape.kernel[1] * per_group):
+        _vectorize(sch, sch.split(k, [length // run, run])[1], 32)
 
 
 def _vectorize(sch: Schedule, loop: object, width: int) -> None:
+    """Vectorize ``loop`` by its largest divisor up to ``width``; LLVM splits odd vectors into registers."""
     extent = int(sch.get(loop).extent)
     width = max(w for w in range(1, width + 1) if extent % w == 0)
     outer, inner = sch.split(loop, [None, width])
