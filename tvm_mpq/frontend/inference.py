@@ -21,6 +21,9 @@ from tvm_mpq.frontend.input_shapes import real_inputs
 
 # Values of larger constants never decide a shape, and handing them over costs a copy.
 _SHAPE_DATA_LIMIT = 4096
+# Until this version ONNX's inference counted windows that start in the padding at the end (``ceil_mode``);
+# its text rules them out and no runtime computes them.
+_POOL_SHAPES_SINCE = 22
 
 
 def build_graph(model: onnx.ModelProto) -> Graph:
@@ -156,6 +159,8 @@ def _onnx_types(graph: Graph, node: Node) -> dict[str, onnx.TypeProto]:
                 "which is no tensor of fixed shape"
             )
     try:
+        if node.is_("MaxPool", "AveragePool"):
+            version = max(version, _POOL_SHAPES_SINCE)
         schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         opsets = [helper.make_opsetid(domain, number) for domain, number in graph.opsets.items()]
         return onnx.shape_inference.infer_node_outputs(
