@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from rich.progress import Progress
 from tvm import IRModule, cpu, relax
@@ -36,9 +37,12 @@ def calibrate(
     names = [operator.name for operator in operators(mod)]
     float_inputs = [spec for spec in inputs if spec.dtype == "float32"]
     input_observers = {s.name: make_observer(observer, tensor=f"input {s.name}") for s in float_inputs}
-    output_observers: list[Observer] = [
-        make_observer(observer, tensor=f"the output of operator {name}") for name in names
-    ]
+    # Integer results (indices, shapes) have no range that a grid could cover.
+    output_observers: dict[str, Observer] = {
+        operator.name: make_observer(observer, tensor=f"the output of operator {operator.name}")
+        for operator in operators(mod)
+        if str(mod[operator.global_var_name].ret_ty.dtype) == "float32"
+    }
     run = _observed(mod, names, target)
     batch = inputs[0].shape[0] if inputs[0].shape else 1
     task = None if progress is None else progress.add_task("calibrating", total=-(-len(dataset) // batch))
@@ -46,18 +50,18 @@ def calibrate(
         for name, watched in input_observers.items():
             watched.update(arrays[name])
         outputs = run(*(tensor(arrays[spec.name]) for spec in inputs))
-        for watched, value in zip(output_observers, outputs, strict=True):
-            if value.dtype == "float32":
-                watched.update(value.numpy())
+        for name, value in zip(names, outputs, strict=True):
+            if name in output_observers:
+                output_observers[name].update(value.numpy())
         if progress is not None and task is not None:
             progress.advance(task)
     return TensorRanges(
         {name: watched.range() for name, watched in input_observers.items()},
-        {name: watched.range() for name, watched in zip(names, output_observers, strict=True)},
+        {name: watched.range() for name, watched in output_observers.items()},
     )
 
 
-def _observed(mod: IRModule, names: list[str], target: Target) -> Callable[..., list[object]]:
+def _observed(mod: IRModule, names: list[str], target: Target) -> Callable[..., list[Any]]:
     """The network in fp32 as a function that gives every operator's output."""
     plan = PrecisionPlan.uniform(names, FP32)
     pipeline = Pipeline(plan, TensorRanges({}, {}), target.instruction, observe=True)

@@ -20,7 +20,7 @@ from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.precision import FP32, Precision
 from tvm_mpq.runtime.metadata import CalibrationInfo, OperatorRecord, Storage
 from tvm_mpq.runtime.package import Package, baseline_path
-from tvm_mpq.target import Target, load_target
+from tvm_mpq.target import Target, host_target, load_target, missing_features
 from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.assign_grids import TensorRanges
 from tvm_mpq.transform.pipeline import Pipeline
@@ -31,8 +31,8 @@ class Preprocess:
     """How a folder of images becomes inputs: ``x = (pixel − mean) · scale`` after a resize to ``resize`` × ``resize``."""
 
     resize: int | None = None
-    mean: Sequence[float] = (0.0,)
-    scale: Sequence[float] = (1.0,)
+    mean: tuple[float, ...] = (0.0,)
+    scale: tuple[float, ...] = (1.0,)
 
 
 def compile_model(
@@ -72,7 +72,9 @@ def compile_model(
     ranges, information, digest = TensorRanges({}, {}), None, None
     if any(value.integer_activations for value in chosen.operators.values()):
         dataset = _calibration_set(mod, calibration, preprocess or Preprocess()).take(samples)
-        ranges = calibrate(mod, dataset, observer, machine, progress)
+        # The ranges are the network's, whichever machine finds them: one that this is not would crash here.
+        here = host_target() if missing_features(machine) else machine
+        ranges = calibrate(mod, dataset, observer, here, progress)
         information = CalibrationInfo(observer, len(dataset), seed)
         digest = dataset.content_hash()
 
@@ -119,9 +121,7 @@ class _Job:
             library=link_executable(built.executable),
             model_sha256=sha256(self.model.read_bytes()),
             operators=[_record(function) for _, function, _ in attr.calls(annotated)],
-            storage=Storage(
-                built.constants, constant_bytes(self.mod), built.constants + built.activations
-            ),
+            storage=Storage(built.constants, constant_bytes(self.mod), built.constants + built.activations),
             calibration=calibration,
             calibration_sha256=calibration_sha256,
         )

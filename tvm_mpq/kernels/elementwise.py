@@ -17,8 +17,8 @@ def add(shape: Shape, out: Output) -> PrimFunc:
     """The sum of two tensors.
 
     float32: a, b, out. uint8: a, b, factors int32[3], multiplier float32[1], grid int32[2], out with
-    ``out = requantize(a · factors[0] + b · factors[1] + factors[2])``: the factors are the scales' ratios in fixed
-    point (see ``quantization.addition``), so that the sum is exact before its one rounding.
+    ``out = requantize(a · factors[0] + b · factors[1] + factors[2])``: the factors are the scales' ratios in
+    fixed point (see ``quantization.addition``), so that the sum is exact before its one rounding.
     """
     a = te.placeholder(shape, out.dtype, "a")
     b = te.placeholder(shape, out.dtype, "b")
@@ -86,7 +86,9 @@ def quantize_to_pixels(shape: Shape) -> PrimFunc:
     inverse = te.placeholder((1,), "float32", "inverse")
     grid = te.placeholder((2,), "int32", "grid")
     out = te.compute(
-        (n * h * w, c), lambda m, k: quantize(x[m // (h * w), k, m // w % h, m % w], inverse[0], grid[1]), "out"
+        (n * h * w, c),
+        lambda m, k: quantize(x[m // (h * w), k, m // w % h, m % w], inverse[0], grid[1]),
+        "out",
     )
     return te.create_prim_func([x, inverse, grid, out])
 
@@ -103,8 +105,8 @@ def from_pixels(shape: Shape, dtype: str) -> PrimFunc:
 def concat(shapes: Sequence[Shape], axis: int, dtype: str) -> PrimFunc:
     """Join tensors along ``axis``.
 
-    float32: the inputs, out. uint8: the inputs, multipliers float32[n], zero-points int32[n + 1] (the last is the
-    output's), out; each input is requantized to the output's grid.
+    float32: the inputs, out. uint8: the inputs, multipliers float32[n], zero-points int32[n + 1] (the last is
+    the output's), out; each input is requantized to the output's grid.
     """
     inputs = [te.placeholder(shape, dtype, f"x{index}") for index, shape in enumerate(shapes)]
     extents = [shape[axis] for shape in shapes]
@@ -122,8 +124,14 @@ def concat(shapes: Sequence[Shape], axis: int, dtype: str) -> PrimFunc:
             at[axis] = i[axis] - offset
             value = inputs[index](*at)
             if dtype == "uint8":
-                value = requantize(value.astype("int32") - zeros[index], multipliers[index], zeros[len(inputs)])
-            result = value if result is None else te.if_then_else(i[axis] >= offset + extents[index], result, value)
+                value = requantize(
+                    value.astype("int32") - zeros[index], multipliers[index], zeros[len(inputs)]
+                )
+            result = (
+                value
+                if result is None
+                else te.if_then_else(i[axis] >= offset + extents[index], result, value)
+            )
         return result if result is not None else tirx.const(0, dtype)
 
     out = te.compute(tuple(dims), element, "out")

@@ -10,7 +10,6 @@ from tvm.tirx import Expr, IterVar, PrimFunc
 from tvm_mpq.kernels.convolution import ConvolutionShape, padded_input
 from tvm_mpq.kernels.requantize import requantize
 
-
 Reduce = Callable[[Expr, list[IterVar]], Expr]
 
 
@@ -18,15 +17,17 @@ def max_pool(shape: ConvolutionShape, dtype: str) -> PrimFunc:
     """[N·H·W, C] → [rows, C], the same dtype and, for uint8, the same grid. Padding never wins."""
     x = te.placeholder((shape.batch * shape.height * shape.width, shape.in_channels), dtype, "x")
     stage = padded_input(x, shape, tirx.min_value(dtype))
-    return te.create_prim_func([x, _window(stage, shape, lambda value, axes: te.max(value, axis=axes), "out")])
+    return te.create_prim_func(
+        [x, _window(stage, shape, lambda value, axes: te.max(value, axis=axes), "out")]
+    )
 
 
 def average_pool(shape: ConvolutionShape, dtype: str, count_padding: bool) -> PrimFunc:
     """Mean over each window; ``count_padding``: the divisor counts padded elements (as zeros).
 
     float32: x, out. uint8: x, multiplier float32[rows], bias int32[rows], grid int32[2], out with
-    ``out = requantize(Σ q + bias)``; the multiplier of a row is input scale / (divisor · output scale), its bias
-    −zero-point · (elements that are not padding), and padding adds 0 to the sum.
+    ``out = requantize(Σ q + bias)``; the multiplier of a row is input scale / (divisor · output scale), its
+    bias −zero-point · (elements that are not padding), and padding adds 0 to the sum.
     """
     x = te.placeholder((shape.batch * shape.height * shape.width, shape.in_channels), dtype, "x")
     accumulator = "int32" if dtype == "uint8" else "float32"
@@ -51,16 +52,23 @@ def average_pool(shape: ConvolutionShape, dtype: str, count_padding: bool) -> Pr
 
 
 def _extent(m: Expr, shape: ConvolutionShape, axis: int) -> Expr:
-    """Elements of row ``m``'s window along ``axis`` that are not padding (dilation 1)."""
+    """Elements of row ``m``'s window along ``axis`` that are not padding."""
     ow = shape.out_width
     position = m // ow % shape.out_height if axis == 0 else m % ow
     start = position * shape.stride[axis] - shape.padding[axis]
     size = shape.height if axis == 0 else shape.width
-    return te.min(start + shape.kernel[axis], size) - te.max(start, 0)
+    step = shape.dilation[axis]
+    # The first and last of the window's elements, start + i · step, that lie in 0 … size − 1.
+    first = te.max((step - 1 - start) // step, 0)
+    last = te.min((size - 1 - start) // step, shape.kernel[axis] - 1)
+    return last - first + 1
 
 
 def global_average_pool(batch: int, plane: int, channels: int, dtype: str) -> PrimFunc:
-    """[N·plane, C] → [N, C]. float32: x, out. uint8: x, multiplier float32[1], bias int32[1], grid int32[2], out."""
+    """[N·plane, C] → [N, C].
+
+    float32: x, out. uint8: x, multiplier float32[1], bias int32[1], grid int32[2], out.
+    """
     x = te.placeholder((batch * plane, channels), dtype, "x")
     accumulator = "int32" if dtype == "uint8" else "float32"
     p = te.reduce_axis((0, plane), "p")

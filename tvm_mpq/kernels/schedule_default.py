@@ -1,7 +1,7 @@
 """A schedule for every kernel without a template: no operator runs as a naive loop nest.
 
-Elementwise producers are inlined; every remaining block is parallel over its outer axes, vectorized over its last
-one, and its reduction runs outside the vector, with a row of partial results in registers.
+Elementwise producers are inlined; every remaining block is parallel over its outer axes, vectorized over its
+last one, and its reduction runs outside the vector, with a row of partial results in registers.
 """
 
 from __future__ import annotations
@@ -58,9 +58,12 @@ def _schedule_block(sch: Schedule, block: SBlockRV) -> None:
         total *= _extent(sch, loop) or 1
     sch.reorder(*spatial, *reduction)
     last = _extent(sch, spatial[-1]) or 1
-    if last < 4 and len(spatial) > 1 and not reduction:
-        spatial = [*spatial[:-2], sch.fuse(spatial[-2], spatial[-1])]
-        last = _extent(sch, spatial[-1]) or 1
+    if last < 4 and len(spatial) > 1:
+        # Too short to fill a vector: vectorize the axis before it, and go through the short one outside.
+        *front, long, short = spatial
+        sch.reorder(*front, short, long)
+        spatial = [*front, short, long]
+        last = _extent(sch, long) or 1
     width = max((w for w in range(1, _VECTOR + 1) if last % w == 0), default=1)
     outer, lane = sch.split(spatial[-1], [None, width])
     if reduction:

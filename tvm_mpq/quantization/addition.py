@@ -16,11 +16,14 @@ _BITS = 21
 def addition_factors(a: Grid, b: Grid, out: Grid) -> tuple[npt.NDArray[np.int32], np.float32]:
     """(factors int32[3], multiplier) with ``out code ≈ (qa·f0 + qb·f1 + f2) · multiplier + out.zero_point``.
 
-    The factors are the ratios a.scale / out.scale and b.scale / out.scale times a power of two, rounded: the integer sum
-    is exact, and the one rounding is that of the requantization. The multiplier is the power's reciprocal.
+    The factors are the ratios a.scale / out.scale and b.scale / out.scale times a power of two, rounded: the
+    integer sum is exact, and the one rounding is that of the requantization. The multiplier is the power's
+    reciprocal.
     """
     ratios = np.array([a.scale, b.scale], np.float64) / out.scale
     shift = _BITS - math.ceil(math.log2(float(ratios.max())))
     fixed = np.rint(ratios * 2.0**shift).astype(np.int64)
     offset = -int(fixed[0]) * a.zero_point - int(fixed[1]) * b.zero_point
-    return np.array([*fixed, offset], np.int64).astype(np.int32), np.float32(2.0**-shift)
+    # Where the result's grid is so fine that the multiplier would exceed 1, every sum that the factors
+    # resolve saturates anyway; a larger product would leave int32.
+    return np.array([*fixed, offset], np.int64).astype(np.int32), np.float32(min(2.0**-shift, 1.0))

@@ -8,6 +8,7 @@ from tvm import IRModule, relax
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.precision import FP32, W8A8
 from tvm_mpq.transform import attributes as attr
+from tvm_mpq.transform.operator_body import read_body
 
 INTEGER_KINDS = frozenset(
     {
@@ -29,9 +30,10 @@ MOVING_KINDS = frozenset({"reshape", "permute_dims"})
 
 @tvm.transform.module_pass(opt_level=0, name="AnnotatePrecision")
 class AnnotatePrecision:
-    """Rewrite ``op_i {}`` → ``op_i {mpq.asked = plan[i], mpq.precision = …, mpq.reason = …}``; bodies are untouched.
+    """Rewrite ``op_i {}`` → ``op_i {mpq.asked = plan[i], mpq.precision = …, mpq.reason = …}``.
 
-    An operator of a kind without an integer kernel is executed in fp32 and says why.
+    Bodies are untouched. An operator of a kind without an integer kernel is executed in fp32 and says why. So
+    is one whose activation keeps away from zero: every 8-bit grid holds zero, so saturation would not clip.
     """
 
     def __init__(self, plan: PrecisionPlan) -> None:
@@ -53,7 +55,26 @@ class AnnotatePrecision:
         executed, reason = asked, ""
         if asked not in (FP32, W8A8):
             executed, reason = FP32, f"no kernel for {asked} on this target yet"
-        elif asked == W8A8 and kind not in INTEGER_KINDS | MOVING_KINDS:
-            executed, reason = FP32, f"{kind} has no integer kernel"
+        elif asked == W8A8:
+            reason = _why_not_in_8_bits(kind, function)
+            executed = FP32 if reason else W8A8
         annotations = {attr.ASKED: str(asked), attr.PRECISION: str(executed), attr.REASON: reason}
         return function.with_attrs(annotations)
+
+
+def _why_not_in_8_bits(kind: str, function: relax.Function) -> str:
+    """Why an operator asked to be w8a8 cannot be; empty where it can."""
+    if kind in MOVING_KINDS:
+        return ""
+    if kind not in INTEGER_KINDS:
+        return f"{kind} has no integer kernel"
+    dtypes = {str(value.ty.dtype) for value in (*function.params, function.body.body)}
+    if dtypes != {"float32"}:
+        return f"its tensors are {', '.join(sorted(dtypes))}, not float32"
+    body = read_body(function)
+    # With an upper bound of zero the range may be seen to be empty, whose grid is not below zero.
+    if not body.low <= 0.0 < body.high:
+        return f"every 8-bit grid holds zero, which its clip to [{body.low:g}, {body.high:g}] shuts out"
+    if kind == "avg_pool2d" and any(int(extent) != 1 for extent in body.attributes.dilation):
+        return "a dilated average pool has no integer kernel"
+    return ""
