@@ -97,11 +97,11 @@ def test_convolution_on_unshifted_activations(
     """The layout and the zero-point arithmetic of the VNNI rows, with portable code in the instruction's place."""
     q, codes, bias, multiplier = _data(shape, seed)
     row = Intrinsic("portable", "uint8", "int8", "int32", 8, 4, 16)
-    staged = shape.in_channels // shape.groups % row.group != 0 or not shape.is_plain_matrix()
-    tile = default_convolution_tile(shape, row, staged)
+    in_place = shape.in_channels % row.group == 0 and shape.is_plain_matrix()
+    tile = default_convolution_tile(shape, row, in_place)
     definition = convolution(shape, "uint8", Output("uint8"), row, tile.rows)
     out = run(
-        schedule_convolution(definition, shape, row, tile, staged),
+        schedule_convolution(definition, shape, row, tile),
         "generic",
         q.reshape(-1, shape.in_channels),
         pack_weights(codes, shape.groups, row.lanes, row.group),

@@ -3,7 +3,7 @@
 NHWC. Rows m run over batch, output rows and output columns; the reduction k over kernel rows, kernel columns and the
 input channels of a group; a kernel row's elements are padded to a multiple of the intrinsic's group.
 
-    padded[n, h, w, c] = x in the intrinsic's dtype, less its zero-point when integer; 0 in the padding
+    padded[n, h, w·C + c] = x in the intrinsic's dtype, less its zero-point when integer; 0 in the padding
     stage[g, m, k]     = padded at the input pixel of (m, k); anything where the reduction is padded, as its weight is 0
     acc[g, m, n, l]    = Σ_k stage[g, m, k] · weight[g, n, k/G, l, k mod G]
     out[m, channel]    = acc + bias, requantized, or rescaled to float, or activated
@@ -173,7 +173,7 @@ def _stage(
     padded = None
     if not shape.is_plain_matrix():
         extra = (columns_read - shape.kernel[1]) * shape.dilation[1]
-        padded = padded_input(x, shape, fill, convert, extra)
+        padded = padded_lines(x, shape, fill, convert, extra)
 
     def element(g: Expr, m: Expr, k: Expr) -> Expr:
         c = k % run % per_group
@@ -186,25 +186,41 @@ def _stage(
         else:
             h = m // ow % oh * shape.stride[0] + r * shape.dilation[0]
             w = m % ow * shape.stride[1] + s * shape.dilation[1]
-            value = padded[m // (oh * ow), h, w, c if shape.groups == 1 else g * per_group + c]
+            channel = c if shape.groups == 1 else g * per_group + c
+            value = padded[m // (oh * ow), h, w * shape.in_channels + channel]
         return te.if_then_else(te.all(*conditions), value, zero) if conditions else value
 
     return te.compute((shape.groups, rows, length), element, "stage")
 
 
-def padded_input(
-    x: te.Tensor,
-    shape: ConvolutionShape,
-    fill: Expr,
-    convert: Callable[[Expr], Expr] = lambda value: value,
-    extra: int = 0,
+def padded_lines(
+    x: te.Tensor, shape: ConvolutionShape, fill: Expr, convert: Callable[[Expr], Expr], extra: int
 ) -> te.Tensor:
-    """[N·H·W, C] → ``convert``ed [N, H + padding, W + padding + ``extra`` on the right, C], ``fill`` in the padding."""
+    """[N·H·W, C] → ``convert``ed [N, H + padding, (W + padding + ``extra`` on the right)·C], ``fill`` in the padding."""
     top, left, bottom, right = shape.padding
     right += extra
+    c = shape.in_channels
+
+    def element(n: Expr, h: Expr, e: Expr) -> Expr:
+        within = e - left * c
+        value = convert(x[(n * shape.height + (h - top)) * shape.width + within // c, within % c])
+        conditions = []
+        if top or bottom:
+            conditions += [h >= top, h < shape.height + top]
+        if left or right:
+            conditions += [e >= left * c, e < (shape.width + left) * c]
+        return te.if_then_else(te.all(*conditions), value, fill) if conditions else value
+
+    dims = (shape.batch, shape.height + top + bottom, (shape.width + left + right) * c)
+    return te.compute(dims, element, "padded")
+
+
+def padded_input(x: te.Tensor, shape: ConvolutionShape, fill: Expr) -> te.Tensor:
+    """[N·H·W, C] → [N, H + padding, W + padding, C], ``fill`` in the padding."""
+    top, left, bottom, right = shape.padding
 
     def element(n: Expr, h: Expr, w: Expr, c: Expr) -> Expr:
-        value = convert(x[(n * shape.height + (h - top)) * shape.width + (w - left), c])
+        value = x[(n * shape.height + (h - top)) * shape.width + (w - left), c]
         conditions = []
         if top or bottom:
             conditions += [h >= top, h < shape.height + top]

@@ -18,13 +18,21 @@ from tvm_mpq.kernels.convolution import ConvolutionShape, Output, activate, padd
 from tvm_mpq.kernels.requantize import requantize
 
 
+_STAGE_BYTES = {"float32": 48 * 1024, "uint8": 160 * 1024}
+"""Cache for a task's padded input. A row of few 8-bit channels is copied slowly, so that they take more of it."""
+
+
 @dataclass(frozen=True)
 class DepthwiseTile:
-    """``columns`` results × ``vector`` channels are kept in registers; a parallel task makes ``rows`` output rows."""
+    """``columns`` results × ``vector`` channels are kept in registers.
+
+    A parallel task makes ``rows`` output rows of ``channels`` channels from an input block that it pads in the cache.
+    """
 
     columns: int
     vector: int
     rows: int
+    channels: int
 
 
 def depthwise(shape: ConvolutionShape, in_dtype: str, out: Output) -> PrimFunc:
@@ -80,11 +88,27 @@ def pixels(tensor: te.Tensor, name: str) -> te.Tensor:
     return te.compute((n * h * w, c), lambda m, k: tensor[m // (h * w), m // w % h, m % w, k], name)
 
 
-def default_depthwise_tile(shape: ConvolutionShape, lanes: int) -> DepthwiseTile:
-    """As many columns as leave registers for the taps, and tasks of about 32 KB of staged input."""
+def default_depthwise_tile(shape: ConvolutionShape, lanes: int, in_dtype: str) -> DepthwiseTile:
+    """About eight registers of results, and tasks whose padded input stays in the cache.
+
+    Floats and strided windows gain from two vectors a column (fewer address steps a load); 8-bit taps are widened by
+    the load, so that there one vector and more columns, which share taps, do better.
+    """
     width = shape.out_width
-    columns = max((c for c in range(1, 9) if width % c == 0), default=1)
-    return DepthwiseTile(columns, vector_width(shape.out_channels, lanes), task_rows(shape))
+    wide = vector_width(shape.out_channels, 2 * lanes)
+    pairs = [c for c in (4, 2) if width % c == 0]
+    if wide == 2 * lanes and pairs and (in_dtype == "float32" or shape.stride[1] > 1):
+        columns, vector = pairs[0], wide
+    else:
+        vector = vector_width(shape.out_channels, lanes)
+        columns = max(c for c in range(1, 9) if width % c == 0)
+    rows = task_rows(shape)
+    staged_rows = (rows - 1) * shape.stride[0] + shape.dilation[0] * (shape.kernel[0] - 1) + 1
+    item = 4 if in_dtype == "float32" else 1
+    line = staged_rows * (shape.width + shape.padding[1] + shape.padding[3]) * item
+    blocks = shape.out_channels // vector
+    fitting = [d for d in range(1, blocks + 1) if blocks % d == 0 and d * vector * line <= _STAGE_BYTES[in_dtype]]
+    return DepthwiseTile(columns, vector, rows, vector * max(fitting, default=1))
 
 
 def vector_width(channels: int, lanes: int) -> int:
@@ -109,9 +133,9 @@ def schedule_depthwise(definition: PrimFunc, shape: ConvolutionShape, tile: Dept
     n, h, w, k = sch.get_loops(finished)
     task, row = sch.split(h, [None, tile.rows])
     column, ci = sch.split(w, [None, tile.columns])
-    block, lane = sch.split(k, [None, tile.vector])
-    sch.reorder(n, task, block, row, column, ci, lane)
-    tasks = sch.fuse(n, task)
+    chunk, block, lane = sch.split(k, [None, tile.channels // tile.vector, tile.vector])
+    sch.reorder(n, task, chunk, block, row, column, ci, lane)
+    tasks = sch.fuse(n, task, chunk)
     sch.parallel(tasks)
     sch.unroll(ci)
     sch.vectorize(lane)
@@ -119,7 +143,8 @@ def schedule_depthwise(definition: PrimFunc, shape: ConvolutionShape, tile: Dept
     if any(shape.padding):
         sch.compute_at(stage, tasks, preserve_unit_loops=True)
         channel = sch.get_loops(stage)[-1]
-        sch.vectorize(sch.split(channel, [None, vector_width(shape.in_channels, 32)])[1])
+        extent = int(sch.get(channel).extent)
+        sch.vectorize(sch.split(channel, [None, vector_width(extent, 32)])[1])
     else:
         sch.compute_inline(stage)
     n_, h_, ci, lane, r, s = sch.get_loops(acc)[-6:]

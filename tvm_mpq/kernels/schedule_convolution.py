@@ -22,12 +22,9 @@ _VECTOR_BYTES = 64
 
 
 def schedule_convolution(
-    definition: PrimFunc, shape: ConvolutionShape, intrinsic: Intrinsic, tile: ConvolutionTile, staged: bool
+    definition: PrimFunc, shape: ConvolutionShape, intrinsic: Intrinsic, tile: ConvolutionTile
 ) -> PrimFunc:
-    """Apply the template to ``convolution(...)``; ``staged`` False reads x itself where the stage would only copy.
-
-    ``definition`` must have been made with ``row_tile=tile.rows``.
-    """
+    """Apply the template to ``convolution(...)``, which must have been made with ``row_tile=tile.rows``."""
     sch = Schedule(IRModule({"main": definition}))
     out, finished, acc, stage = (sch.get_sblock(name) for name in ("out", "finished", "acc", "stage"))
     # Rows of the last tile that lie outside the tensor become a condition on the store. A condition on channels would
@@ -46,11 +43,13 @@ def schedule_convolution(
         sch.reverse_compute_at(out, row, preserve_unit_loops=True)
     elif ragged:
         sch.parallel(sch.get_loops(out)[0])  # TVM cannot place a copy whose channels wrap at each group
-    _vectorize(sch, sch.fuse(ni, lane), 32)
+    # Only whole powers of two: LLVM keeps a tile in registers when it reads it in vectors that fill them.
+    width = intrinsic.lanes * max(d for d in (1, 2, 4) if tile.blocks % d == 0)
+    _vectorize(sch, sch.fuse(ni, lane), min(width, 32))
     sch.unroll(mi)
 
     sch.compute_at(acc, row, preserve_unit_loops=True)
-    _place_stage(sch, stage, tasks, shape, intrinsic, tile, staged)
+    _place_stage(sch, stage, tasks, shape, intrinsic, tile)
     _schedule_accumulation(sch, acc, intrinsic, tile)
     return sch.mod["main"]
 
@@ -80,13 +79,19 @@ def _place_stage(
     shape: ConvolutionShape,
     intrinsic: Intrinsic,
     tile: ConvolutionTile,
-    staged: bool,
 ) -> None:
     if not shape.is_plain_matrix():
-        *outer, channel = sch.get_loops("padded")
-        sch.parallel(sch.fuse(*outer))
-        _vectorize(sch, channel, 32)
-    if not staged:
+        n, h, line = sch.get_loops("padded")
+        sch.parallel(sch.fuse(n, h))
+        per_pixel = shape.in_channels
+        if per_pixel % 4 == 0:
+            _vectorize(sch, sch.split(line, [None, per_pixel])[1], 32)
+        else:
+            # Vectors cross pixels: the border's condition is taken out of the loop over the others.
+            blocks, lane = sch.split(line, [None, 32])
+            sch.annotate(blocks, "pragma_loop_partition_hint", 1)
+            sch.vectorize(lane)
+    if not tile.staged:
         sch.compute_inline(stage)
         return
     if tile.stage_whole:

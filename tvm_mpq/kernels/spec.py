@@ -49,11 +49,11 @@ class KernelSpec:
         return intrinsic(self.instruction, "int8" if self.in_dtype == "uint8" else "float32")
 
     @property
-    def staged(self) -> bool:
-        """Whether patches are copied before they are multiplied; else the kernel reads its input in place."""
+    def in_place(self) -> bool:
+        """Whether a convolution can read its input without staging patches of it."""
         per_group = self.shape.in_channels // self.shape.groups
         same = self.row.activation == self.in_dtype and per_group % self.row.group == 0
-        return not (same and self.shape.is_plain_matrix())
+        return same and self.shape.is_plain_matrix()
 
     def define(self) -> PrimFunc:
         """The unscheduled kernel, marked with this spec."""
@@ -67,11 +67,11 @@ class KernelSpec:
         """The kernel under its template with the default tile."""
         if self.family == "depthwise":
             lanes = intrinsic(self.instruction, "float32").lanes
-            tile = default_depthwise_tile(self.shape, lanes)
+            tile = default_depthwise_tile(self.shape, lanes, self.in_dtype)
             return schedule_depthwise(depthwise(self.shape, self.in_dtype, self.out), self.shape, tile)
-        matrix = default_convolution_tile(self.shape, self.row, self.staged)
+        matrix = default_convolution_tile(self.shape, self.row, self.in_place)
         definition = convolution(self.shape, self.in_dtype, self.out, self.row, matrix.rows)
-        return schedule_convolution(definition, self.shape, self.row, matrix, self.staged)
+        return schedule_convolution(definition, self.shape, self.row, matrix)
 
     def to_json(self) -> str:
         """The spec as one line of JSON."""

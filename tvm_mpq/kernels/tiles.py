@@ -13,8 +13,8 @@ class ConvolutionTile:
     """The decisions of the convolution template.
 
     A tile of ``rows`` × ``blocks``·lanes results stays in registers through the whole reduction, which is unrolled
-    ``unroll`` steps. A parallel task is ``row_tiles`` × ``column_tiles`` tiles; its patches are staged in the cache
-    before, or for the whole tensor when ``stage_whole``.
+    ``unroll`` steps. A parallel task is ``row_tiles`` × ``column_tiles`` tiles. ``staged``: its patches are copied to
+    the cache before, or for the whole tensor when ``stage_whole``; else rows are read in place.
     """
 
     rows: int
@@ -22,36 +22,49 @@ class ConvolutionTile:
     row_tiles: int
     column_tiles: int
     unroll: int
-    stage_whole: bool
+    staged: bool
+    stage_whole: bool = False
 
 
 def _divisors(value: int) -> list[int]:
     return [d for d in range(1, value + 1) if value % d == 0]
 
 
-def default_convolution_tile(shape: ConvolutionShape, intrinsic: Intrinsic, staged: bool, threads: int = 2) -> ConvolutionTile:
-    """The tile with the least modelled cost: instructions a result, counting loads, padding rows and the epilogue."""
+def default_convolution_tile(
+    shape: ConvolutionShape, intrinsic: Intrinsic, in_place: bool, threads: int = 2
+) -> ConvolutionTile:
+    """The tile with the least modelled cost a result: multiplies, loads, padding rows and staging.
+
+    ``in_place``: the kernel could read its input without staging it, in tiles that divide the rows exactly.
+    """
     _, blocks, steps, _, _ = packed_weight_shape(shape, intrinsic)
     best = min(
-        (
-            (_cost(shape, intrinsic, rows, nr, staged), -rows * nr, rows, nr)
-            for nr in _divisors(blocks)
-            for rows in range(1, min(shape.rows, 16) + 1)
-            # One register for the broadcast activation, one for a product, the weights and the accumulators.
-            if rows * nr + nr + 2 <= intrinsic.registers and (staged or shape.rows % rows == 0)
-        ),
+        (_cost(shape, intrinsic, rows, nr, staged), -rows * nr, rows, nr, staged)
+        for staged in ((True, False) if in_place else (True,))
+        for nr in _divisors(blocks)
+        for rows in range(1, min(shape.rows, 16) + 1)
+        # The accumulators, the weights, the broadcast activation, and a product where it is added by an instruction.
+        if rows * nr + nr + 1 + (intrinsic.family == "pmaddwd") <= intrinsic.registers and (staged or shape.rows % rows == 0)
     )
-    rows, nr = best[2], best[3]
+    rows, nr, staged = best[2:]
     tiles = -(-shape.rows // rows)
     columns = blocks // nr
-    # A task stages about 32 KB, and there are several tasks a thread so that none waits long at the end.
-    stage_bytes = rows * shape.reduction(intrinsic.group) * (2 if intrinsic.activation == "int16" else 4)
-    wanted = max(1, min(65536 // max(stage_bytes, 1), tiles // (4 * threads)))
+    # A task's patches fit the first cache twice over, and there are several tasks a thread so that none waits long.
+    tile_bytes = rows * shape.reduction(intrinsic.group) * _BYTES[intrinsic.activation]
+    wanted = max(1, min(_TASK_BYTES // tile_bytes, tiles // (4 * threads)))
     row_tiles = max(d for d in _divisors(tiles) if d <= wanted)
     few = tiles // row_tiles < 2 * threads
-    column_tiles = max(d for d in _divisors(columns) if columns // d >= min(columns, 4 * threads)) if few else columns
-    unroll = max(d for d in (1, 2, 4) if steps % d == 0)
-    return ConvolutionTile(rows, nr, row_tiles, column_tiles, unroll, stage_whole=few and columns > column_tiles)
+    column_tiles = columns
+    if few:
+        column_tiles = max(d for d in _divisors(columns) if columns // d >= min(columns, 4 * threads))
+    # Floats need the loop overhead hidden; integers gain nothing from more and grow the code.
+    unroll = max(d for d in ((1, 2, 4) if intrinsic.accumulator == "float32" else (1, 2)) if steps % d == 0)
+    stage_whole = staged and few and columns > column_tiles
+    return ConvolutionTile(rows, nr, row_tiles, column_tiles, unroll, staged, stage_whole)
+
+
+_TASK_BYTES = 65536
+_BYTES = {"float32": 4, "int16": 2, "uint8": 1, "int8": 1}
 
 
 def _cost(shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, blocks: int, staged: bool) -> float:
@@ -61,4 +74,5 @@ def _cost(shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, blocks: int,
     # Two loads and two multiplies a cycle; short accumulation chains do not hide the multiplier's latency.
     cycles = max(multiplies / 2, loads / 2, 4.0 if intrinsic.accumulator == "float32" else 1.0)
     cycles += 0.08 * loads
-    return cycles / multiplies * padded
+    staging = 1 + 3 / shape.out_channels if staged else 1.0
+    return cycles / multiplies * padded * staging
