@@ -21,6 +21,10 @@ _RANDOM = {
 }
 
 
+# The reference begins here, and older versions of these mean the same.
+_REFERENCE_SINCE = {"DequantizeLinear": 19}
+
+
 def node_proto(node: Node) -> onnx.NodeProto:
     """``node`` as ONNX writes it."""
     proto = helper.make_node(node.op_type, node.inputs, node.outputs, node.name, domain=node.domain or None)
@@ -48,6 +52,8 @@ def evaluate(node: Node, constants: Mapping[str, Array], opsets: Mapping[str, in
     """
     if node.op_type in _RANDOM or node.captured:
         return None
+    since = 1 if node.domain else _REFERENCE_SINCE.get(node.op_type, 1)
+    opsets = {domain: version if domain else max(version, since) for domain, version in opsets.items()}
     names = list(dict.fromkeys(name for name in node.inputs if name))
     outputs = [name for name in node.outputs if name]
     # Undefined types: the reference implementation takes them from the arrays.

@@ -42,8 +42,7 @@ def build_graph(model: onnx.ModelProto) -> Graph:
     }
     outputs = [value.name for value in proto.output]
     graph = Graph([], {}, [value.name for value in inputs], outputs, types, opsets)
-    names = _Names()
-    _walk(graph, proto, names, {})
+    _walk(graph, proto, _Names(), {})
     rebuilt = Graph(graph.nodes, graph.constants, graph.inputs, outputs, graph.types, opsets)
     rebuilt.remove_dead()
     return rebuilt
@@ -79,10 +78,15 @@ def _walk(graph: Graph, proto: onnx.GraphProto, names: _Names, renamed: dict[str
     for sparse in proto.sparse_initializer:
         name = sparse.values.name
         graph.constants[renamed.get(name, name)] = _dense(sparse)
-    for raw in proto.node:
+    needed = _needed(proto)
+    for place, raw in enumerate(proto.node):
+        # Unneeded nodes count, so that a name does not depend on which outputs are asked for.
+        name = names.name(raw)
+        if place not in needed:
+            continue
         node = Node(
             raw.op_type,
-            names.name(raw),
+            name,
             tuple(renamed.get(name, name) for name in raw.input),
             tuple(renamed.get(name, name) for name in raw.output),
             {attribute.name: attribute for attribute in raw.attribute},
@@ -98,6 +102,18 @@ def _walk(graph: Graph, proto: onnx.GraphProto, names: _Names, renamed: dict[str
                     f"operator {node.op_type} (node {node.name!r}) inside an If cannot be imported"
                 )
             _append(graph, node)
+
+
+def _needed(proto: onnx.GraphProto) -> set[int]:
+    """The places of the nodes that the outputs of ``proto`` need; what others lack is no obstacle."""
+    wanted = {value.name for value in proto.output}
+    places: set[int] = set()
+    for place in range(len(proto.node) - 1, -1, -1):
+        node = proto.node[place]
+        if wanted.intersection(filter(None, node.output)):
+            places.add(place)
+            wanted.update((*node.input, *_captured(node)))
+    return places
 
 
 def _append(graph: Graph, node: Node) -> None:
@@ -132,6 +148,11 @@ def _output_types(graph: Graph, node: Node) -> dict[str, TensorType]:
         if found is None and (name == node.outputs[0]):
             found = output_type(graph, node, name)
         if found is not None:
+            if min(found.shape, default=1) < 1:
+                raise MpqError(
+                    f"operator {node.op_type} (node {node.name!r}) gives an empty result, "
+                    f"{list(found.shape)}: the input shapes are too small for it"
+                )
             types[name] = found
     return types
 

@@ -198,7 +198,10 @@ def _replace(
     bias: npt.NDArray[Any],
 ) -> None:
     """Put a node like ``like`` with new weights in the place of ``old``."""
-    names = [source, graph.add_constant(like.inputs[1], weight.astype(np.float32))]
+    # What overflows here is reported with the operator's name when it is emitted.
+    with np.errstate(over="ignore"):
+        weight, bias = weight.astype(np.float32), bias.astype(np.float32)
+    names = [source, graph.add_constant(like.inputs[1], weight)]
     if np.any(bias) or len(like.inputs) > 2:
-        names.append(graph.add_constant(f"{like.name}.bias", bias.astype(np.float32)))
+        names.append(graph.add_constant(f"{like.name}.bias", bias))
     graph.replace(old, [Node(like.op_type, like.name, tuple(names), (output,), like.attributes, like.domain)])
