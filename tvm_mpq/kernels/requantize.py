@@ -12,8 +12,11 @@ from tvm.tirx import Expr
 
 
 def round_to_int(x: Expr) -> Expr:
-    """Nearest int32, ties to even; ``x`` float32 must lie inside int32's range."""
-    return tirx.nearbyint(x).astype("int32")
+    """Nearest int32, ties to even; ``x`` float32 must lie inside int32's range.
+
+    LLVM's ``lrint`` is one instruction (cvtps2dq, fcvtns) where rounding and then converting are two.
+    """
+    return tirx.call_llvm_pure_intrin("int32", "llvm.lrint", x)
 
 
 def saturate(q: Expr) -> Expr:
@@ -24,6 +27,15 @@ def saturate(q: Expr) -> Expr:
 def requantize(accumulator: Expr, multiplier: Expr, zero_point: Expr) -> Expr:
     """int32 accumulator (bias included) → uint8 on the output grid."""
     return saturate(round_to_int(accumulator.astype("float32") * multiplier) + zero_point)
+
+
+def requantize_vector(accumulator: Expr, multiplier: Expr, zero_point: Expr, lanes: int) -> Expr:
+    """:func:`requantize` of ``lanes`` accumulators as one vector: TVM would take ``nearbyint`` apart into scalars."""
+    product = tirx.Cast(f"float32x{lanes}", accumulator) * multiplier
+    rounded = tirx.call_llvm_pure_intrin(f"float32x{lanes}", "llvm.nearbyint", product)
+    q = tirx.Cast(f"int32x{lanes}", rounded) + tirx.Broadcast(zero_point, lanes)
+    low, high = (tirx.Broadcast(tirx.const(bound, "int32"), lanes) for bound in (0, 255))
+    return tirx.Cast(f"uint8x{lanes}", te.max(te.min(q, high), low))
 
 
 def quantize(x: Expr, inverse_scale: Expr, zero_point: Expr) -> Expr:

@@ -145,6 +145,11 @@ def _constants(
         assert operation.output.grid is not None
         out_scale, out_zero = operation.output.grid.scale, operation.output.grid.zero_point
     multiplier = requantize_multiplier(grid.scale, scale, out_scale)
+    if operation.stored == "uint8":
+        # An accumulator far outside the calibrated range must saturate, not leave int32 on the way.
+        largest = 255.0 * np.abs(codes.reshape(len(codes), -1).astype(np.float64)).sum(axis=1)
+        largest += np.abs(integer_bias.astype(np.float64)) + 1.0
+        multiplier = np.minimum(multiplier, (2.0**31 - 256.0) / largest).astype(np.float32)
     return [
         pack(codes),
         pack_each(integer_bias),
