@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tvm_mpq.errors import MpqError
 from tvm_mpq.files import write_beside
 
 MEAN = 0.2860
@@ -49,12 +50,17 @@ def calibration_arrays() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     return _arrays("calibration_images", "calibration_labels")
 
 
-def write_files(folder: Path) -> None:
-    """Write ``fashion.onnx``, ``calibration.npz`` and ``test.npz`` to ``folder``, for the command line.
+def write_files(folder: str | Path) -> None:
+    """Write ``fashion.onnx``, ``calibration.npz`` and ``test.npz`` to ``folder``, made if missing.
 
     Both .npz hold ``image`` float32 [samples, 1, 28, 28] (preprocessed) and ``labels`` int64 [samples].
-    Raises MpqError when the folder is missing or not writable.
+    Raises MpqError when the folder is not writable.
     """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MpqError(f"cannot make the folder {folder}: {error.strerror}") from None
     write_beside(folder / "fashion.onnx", model_path().read_bytes())
     for name, (images, labels) in (("calibration", calibration_arrays()), ("test", test_arrays())):
         stream = io.BytesIO()
