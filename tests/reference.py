@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tvm_mpq.kernels.convolution import ConvolutionShape
+from tvm_mpq.quantization.addition import addition_factors
+from tvm_mpq.quantization.grid import Grid
 from tvm_mpq.quantization.requantize import requantize
 
 Array = npt.NDArray[np.generic]
@@ -39,3 +41,46 @@ def quantized_convolution(
     acc = convolve(q.astype(np.int64) - zeros[0], codes.astype(np.int64), shape) + bias
     assert np.abs(acc).max(initial=0) < 2**31
     return requantize(acc.astype(np.int32), multiplier, zeros[1]).reshape(shape.rows, shape.out_channels)
+
+
+def windows(
+    x: Array, shape: ConvolutionShape, fill: float
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """x [N, H, W, C] → every window's elements [R·S, N, OH, OW, C] as float64, and which are not padding."""
+    top, left, bottom, right = shape.padding
+    border = ((0, 0), (top, bottom), (left, right), (0, 0))
+    padded = np.pad(x.astype(np.float64), border, constant_values=fill)
+    real = np.pad(np.ones(x.shape, bool), border)
+    taps = []
+    for r in range(shape.kernel[0]):
+        for s in range(shape.kernel[1]):
+            h, w = r * shape.dilation[0], s * shape.dilation[1]
+            rows = slice(h, h + (shape.out_height - 1) * shape.stride[0] + 1, shape.stride[0])
+            columns = slice(w, w + (shape.out_width - 1) * shape.stride[1] + 1, shape.stride[1])
+            taps.append((padded[:, rows, columns], real[:, rows, columns]))
+    return np.stack([values for values, _ in taps]), np.stack([inside for _, inside in taps])
+
+
+def quantized_average(
+    q: Array, shape: ConvolutionShape, source: Grid, out: Grid, count_padding: bool
+) -> npt.NDArray[np.uint8]:
+    """q uint8 [N, H, W, C] → the mean of each window on the grid ``out``, uint8 [N, OH, OW, C]."""
+    values, real = windows(q.astype(np.int64) - source.zero_point, shape, 0.0)
+    divisor = np.full(real.shape[1:], len(real)) if count_padding else real.sum(axis=0)
+    multiplier = (source.scale / (divisor * out.scale)).astype(np.float32)
+    return requantize(values.sum(axis=0).astype(np.int32), multiplier, out.zero_point)
+
+
+def quantized_sum(a: Array, b: Array, grids: tuple[Grid, Grid], out: Grid) -> npt.NDArray[np.uint8]:
+    """a, b uint8 of one shape → their sum on the grid ``out``."""
+    (f0, f1, f2), multiplier = addition_factors(*grids, out)
+    total = a.astype(np.int64) * int(f0) + b.astype(np.int64) * int(f1) + int(f2)
+    assert np.abs(total).max(initial=0) < 2**31
+    return requantize(total.astype(np.int32), multiplier, out.zero_point)
+
+
+def rescaled(q: Array, source: Grid, out: Grid) -> npt.NDArray[np.uint8]:
+    """q uint8 on the grid ``source`` → uint8 on ``out``."""
+    with np.errstate(over="ignore"):
+        ratio = np.float32(source.scale / out.scale)
+    return requantize(q.astype(np.int32) - source.zero_point, ratio, out.zero_point)

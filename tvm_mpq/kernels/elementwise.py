@@ -13,6 +13,14 @@ from tvm_mpq.kernels.requantize import dequantize, quantize, requantize
 Shape = tuple[int, ...]
 
 
+def bounded(multiplier: Expr) -> Expr:
+    """``multiplier`` up to 256, beyond which any integer but 0 saturates all the same.
+
+    A tensor can be far larger than the range its result was seen to have; its product must not leave int32.
+    """
+    return te.min(multiplier, tirx.const(256.0, "float32"))
+
+
 def add(shape: Shape, out: Output) -> PrimFunc:
     """The sum of two tensors.
 
@@ -48,7 +56,7 @@ def rescale(shape: Shape) -> PrimFunc:
     multiplier = te.placeholder((1,), "float32", "multiplier")
     grid = te.placeholder((2,), "int32", "grid")
     out = te.compute(
-        shape, lambda *i: requantize(x(*i).astype("int32") - grid[0], multiplier[0], grid[1]), "out"
+        shape, lambda *i: requantize(x(*i).astype("int32") - grid[0], bounded(multiplier[0]), grid[1]), "out"
     )
     return te.create_prim_func([x, multiplier, grid, out])
 
@@ -124,9 +132,8 @@ def concat(shapes: Sequence[Shape], axis: int, dtype: str) -> PrimFunc:
             at[axis] = i[axis] - offset
             value = inputs[index](*at)
             if dtype == "uint8":
-                value = requantize(
-                    value.astype("int32") - zeros[index], multipliers[index], zeros[len(inputs)]
-                )
+                codes = value.astype("int32") - zeros[index]
+                value = requantize(codes, bounded(multipliers[index]), zeros[len(inputs)])
             result = (
                 value
                 if result is None

@@ -8,6 +8,7 @@ from tvm import te, tirx
 from tvm.tirx import Expr, IterVar, PrimFunc
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, padded_input
+from tvm_mpq.kernels.elementwise import bounded
 from tvm_mpq.kernels.requantize import requantize
 
 Reduce = Callable[[Expr, list[IterVar]], Expr]
@@ -38,7 +39,9 @@ def average_pool(shape: ConvolutionShape, dtype: str, count_padding: bool) -> Pr
         bias = te.placeholder((shape.rows,), "int32", "bias")
         grid = te.placeholder((2,), "int32", "grid")
         out = te.compute(
-            total.shape, lambda m, c: requantize(total[m, c] + bias[m], multiplier[m], grid[1]), "out"
+            total.shape,
+            lambda m, c: requantize(total[m, c] + bias[m], bounded(multiplier[m]), grid[1]),
+            "out",
         )
         return te.create_prim_func([x, multiplier, bias, grid, out])
 
@@ -80,7 +83,9 @@ def global_average_pool(batch: int, plane: int, channels: int, dtype: str) -> Pr
         bias = te.placeholder((1,), "int32", "bias")
         grid = te.placeholder((2,), "int32", "grid")
         out = te.compute(
-            total.shape, lambda n, c: requantize(total[n, c] + bias[0], multiplier[0], grid[1]), "out"
+            total.shape,
+            lambda n, c: requantize(total[n, c] + bias[0], bounded(multiplier[0]), grid[1]),
+            "out",
         )
         return te.create_prim_func([x, multiplier, bias, grid, out])
     scale = tirx.const(1.0 / plane, "float32")
