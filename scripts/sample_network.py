@@ -83,18 +83,17 @@ class SampleNetwork(nn.Module):
         self.stem = ConvBlock(1, 16, 3)  # 28×28
         self.down = ConvBlock(16, 24, 3, stride=2)  # 14×14
         self.residual1 = Residual(24)
-        self.inverted1 = InvertedResidual(24, 48, 72, stride=2)  # 7×7
-        self.inverted2 = InvertedResidual(48, 48, 128)
-        self.inverted3 = InvertedResidual(48, 48, 128)
-        self.residual2 = Residual(48)
-        self.head = ConvBlock(48, 192, 1)
+        self.inverted1 = InvertedResidual(24, 64, 72, stride=2)  # 7×7
+        self.inverted2 = InvertedResidual(64, 64, 128)
+        self.residual2 = Residual(64)
+        self.head = ConvBlock(64, 128, 1)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.classifier = nn.Linear(192, 10)
+        self.classifier = nn.Linear(128, 10)
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.residual1(self.down(self.stem(image)))
-        x = self.inverted3(self.inverted2(self.inverted1(x)))
+        x = self.inverted2(self.inverted1(x))
         x = self.head(self.residual2(x))
         return self.classifier(self.flatten(self.pool(x)))
 

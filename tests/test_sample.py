@@ -92,10 +92,10 @@ def test_has_the_parts_of_deployed_networks(model: onnx.ModelProto) -> None:
         for attribute in node.attribute
         if attribute.name == "group" and attribute.i == weights[node.input[1]][0] > 1
     ]
-    assert len(depthwise) == 3
+    assert depthwise == ["inverted1.depthwise", "inverted2.depthwise"]
     made = {name for node in nodes if node.op_type != "Constant" for name in node.output}
     residual = [node.name for node in nodes if node.op_type == "Add" and set(node.input) <= made]
-    assert len(residual) == 4
+    assert residual == ["residual1.add", "inverted2.add", "residual2.add"]
     kinds = Counter(node.op_type for node in nodes)
     assert kinds["Conv"] == kinds["BatchNormalization"]
     assert {"Relu", "Clip", "GlobalAveragePool", "Flatten", "Gemm"} <= kinds.keys()
@@ -152,9 +152,17 @@ def test_write_files_round_trip(tmp_path: Path) -> None:
             np.testing.assert_array_equal(archive["labels"], arrays[1], strict=True)
 
 
-def test_write_files_needs_the_folder(tmp_path: Path) -> None:
-    with pytest.raises(MpqError, match=r"cannot write .*absent.*No such file"):
-        sample.write_files(tmp_path / "absent")
+def test_write_files_makes_the_folder(tmp_path: Path) -> None:
+    sample.write_files(str(tmp_path / "new" / "folder"))
+    assert (tmp_path / "new" / "folder" / "test.npz").is_file()
+
+
+def test_write_files_where_no_folder_can_be(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    for folder in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        with pytest.raises(MpqError, match="cannot make the folder"):
+            sample.write_files(folder)
+    assert (tmp_path / "taken").read_text() == "a file"
 
 
 def test_missing_data_set_names_the_package(tmp_path: Path) -> None:
