@@ -28,7 +28,7 @@ def calibrate(
     target: Target,
     progress: Progress | None = None,
 ) -> TensorRanges:
-    """The ranges of inputs and operator outputs of the canonical ``mod`` over ``dataset``, one batch in memory at a time.
+    """The ranges of inputs and operator outputs of the canonical ``mod`` over ``dataset``, a batch in memory at a time.
 
     Runs the fp32 kernels of ``target``, which must be able to run here. Raises MpqError for an unknown observer and for
     a tensor that becomes NaN or infinite.

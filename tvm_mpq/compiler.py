@@ -28,7 +28,7 @@ from tvm_mpq.transform.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a folder of images becomes inputs: ``x = (pixel − mean) · scale`` after a resize to ``resize`` × ``resize``."""
+    """How a folder of images becomes inputs: ``x = (pixel − mean) · scale``, resized to ``resize`` × ``resize``."""
 
     resize: int | None = None
     mean: tuple[float, ...] = (0.0,)

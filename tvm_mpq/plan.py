@@ -66,7 +66,9 @@ class PrecisionPlan:
             raise MpqError(f'{source} is not a plan: it needs "schema_version" and "operators"')
         version = raw.get("schema_version")
         if version != SCHEMA_VERSION:
-            raise MpqError(f"{source} has plan schema version {version!r}; this tvm_mpq reads {SCHEMA_VERSION}")
+            raise MpqError(
+                f"{source} has plan schema version {version!r}; this tvm_mpq reads {SCHEMA_VERSION}"
+            )
         operators = {}
         for name, value in raw["operators"].items():
             if not isinstance(value, str):

@@ -47,15 +47,15 @@ class Precision:
 
     weight_bits: int
     activation_bits: int
-    granularity: Granularity = PerChannel()  # noqa: RUF009 - frozen, so it may be shared
+    granularity: Granularity = PerChannel()
     floating: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Precision:
         """Read a name such as ``w8a8``; raises MpqError with the known forms for anything else."""
         if text in _FLOATS:
-            bits = 32 if text == "fp32" else 16
-            return cls(bits, bits, floating=_FLOATS[text])
+            width = 32 if text == "fp32" else 16
+            return cls(width, width, floating=_FLOATS[text])
         match = _INTEGER.fullmatch(text)
         if match is None:
             raise MpqError(
@@ -63,7 +63,7 @@ class Precision:
                 "for example w8a8, w4a8, w4g32a8, w4g32a32"
             )
         bits, group, activation = match.groups()
-        granularity = PerGroup(int(group)) if group else PerChannel()
+        granularity: Granularity = PerGroup(int(group)) if group else PerChannel()
         return cls(int(bits), int(activation), granularity)
 
     @property

@@ -96,11 +96,11 @@ def packed_weight_shape(shape: ConvolutionShape, intrinsic: Intrinsic) -> tuple[
 def convolution(
     shape: ConvolutionShape, in_dtype: str, out: Output, intrinsic: Intrinsic, row_tile: int = 1
 ) -> PrimFunc:
-    """The definition as a PrimFunc with blocks ``stage``, ``acc``, ``finished``, ``out``, to be scheduled by the template.
+    """The definition as a PrimFunc with blocks ``padded``, ``stage``, ``acc``, ``finished`` and ``out``, unscheduled.
 
-    Parameters, in order: x [N·H·W, C] of ``in_dtype``; packed weights; bias [groups, blocks, lanes] of the accumulator's
-    dtype; for integers multiplier [groups, blocks, lanes] float32 and grid int32[2] (input and output zero-point); then
-    the output [rows, out_channels]. ``row_tile``: rows are padded to a multiple of it inside.
+    Parameters, in order: x [N·H·W, C] of ``in_dtype``; packed weights; bias [groups, blocks, lanes] of the
+    accumulator's dtype; for integers multiplier [groups, blocks, lanes] float32 and grid int32[2] (input and output
+    zero-point); then the output [rows, out_channels]. ``row_tile``: rows are padded to a multiple of it inside.
     """
     integer = in_dtype == "uint8"
     x = te.placeholder((shape.batch * shape.height * shape.width, shape.in_channels), in_dtype, "x")
@@ -196,7 +196,7 @@ def _stage(
 def padded_lines(
     x: te.Tensor, shape: ConvolutionShape, fill: Expr, convert: Callable[[Expr], Expr], extra: int
 ) -> te.Tensor:
-    """[N·H·W, C] → ``convert``ed [N, H + padding, (W + padding + ``extra`` on the right)·C], ``fill`` in the padding."""
+    """[N·H·W, C] → ``convert``ed [N, H + padding, (W + padding + ``extra`` on the right)·C], ``fill`` in padding."""
     top, left, bottom, right = shape.padding
     right += extra
     c = shape.in_channels

@@ -17,7 +17,6 @@ from tvm.tirx import Expr, PrimFunc
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, activate, padded_input
 from tvm_mpq.kernels.requantize import requantize
 
-
 _STAGE_BYTES = {"float32": 48 * 1024, "uint8": 160 * 1024}
 """Cache for a task's padded input. A row of few 8-bit channels is copied slowly, so that they take more of it."""
 
@@ -107,7 +106,9 @@ def default_depthwise_tile(shape: ConvolutionShape, lanes: int, in_dtype: str) -
     item = 4 if in_dtype == "float32" else 1
     line = staged_rows * (shape.width + shape.padding[1] + shape.padding[3]) * item
     blocks = shape.out_channels // vector
-    fitting = [d for d in range(1, blocks + 1) if blocks % d == 0 and d * vector * line <= _STAGE_BYTES[in_dtype]]
+    fitting = [
+        d for d in range(1, blocks + 1) if blocks % d == 0 and d * vector * line <= _STAGE_BYTES[in_dtype]
+    ]
     return DepthwiseTile(columns, vector, rows, vector * max(fitting, default=1))
 
 

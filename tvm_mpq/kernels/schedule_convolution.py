@@ -1,10 +1,10 @@
 """The schedule template of convolutions and matrix multiplications, for every instruction of the table.
 
-    for task in parallel(row tasks × column tasks):
-        stage the task's patches in the cache
-        for column tile:  for row tile:
-            for k (unrolled):  acc[rows, blocks, lanes] += …   (registers)
-            finish and store the tile
+for task in parallel(row tasks × column tasks):
+    stage the task's patches in the cache
+    for column tile:  for row tile:
+        for k (unrolled):  acc[rows, blocks, lanes] += …   (registers)
+        finish and store the tile
 """
 
 from __future__ import annotations
@@ -116,4 +116,3 @@ def _vectorize(sch: Schedule, loop: object, width: int) -> None:
     outer, inner = sch.split(loop, [None, width])
     sch.unroll(outer)
     sch.vectorize(inner)
-

@@ -43,8 +43,7 @@ def default_convolution_tile(
         for staged in ((True, False) if in_place else (True,))
         for nr in _divisors(blocks)
         for rows in range(1, min(shape.rows, 16) + 1)
-        # The accumulators, the weights, the broadcast activation, and a product where it is added by an instruction.
-        if rows * nr + nr + 1 + (intrinsic.family == "pmaddwd") <= intrinsic.registers and (staged or shape.rows % rows == 0)
+        if _registers(intrinsic, rows, nr) <= intrinsic.registers and (staged or shape.rows % rows == 0)
     )
     rows, nr, staged = best[2:]
     tiles = -(-shape.rows // rows)
@@ -61,6 +60,11 @@ def default_convolution_tile(
     unroll = max(d for d in ((1, 2, 4) if intrinsic.accumulator == "float32" else (1, 2)) if steps % d == 0)
     stage_whole = staged and few and columns > column_tiles
     return ConvolutionTile(rows, nr, row_tiles, column_tiles, unroll, staged, stage_whole)
+
+
+def _registers(intrinsic: Intrinsic, rows: int, blocks: int) -> int:
+    """The accumulators, the weights, the broadcast activation, and a product where an instruction adds it."""
+    return rows * blocks + blocks + 1 + (intrinsic.family == "pmaddwd")
 
 
 _TASK_BYTES = 65536

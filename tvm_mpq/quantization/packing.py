@@ -13,8 +13,8 @@ Array = npt.NDArray[Any]
 def pack_weights(w: Array, groups: int, lanes: int, group: int) -> Array:
     """[O, I/groups, R, S] → [groups, blocks, steps, lanes, group] of the same dtype.
 
-    The reduction runs over r, s, c with c fastest; each kernel row's S·C elements are padded with zeros to a multiple of
-    ``group``, and O/groups to blocks·lanes.
+    The reduction runs over r, s, c with c fastest; each kernel row's S·C elements are padded with zeros to a multiple
+    of ``group``, and O/groups to blocks·lanes.
     """
     o, i, r, s = w.shape
     per_group = o // groups

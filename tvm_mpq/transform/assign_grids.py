@@ -74,7 +74,9 @@ class AssignGrids:
                 grids[variable] = grid
                 attributes |= {attr.SCALE: grid.scale, attr.ZERO_POINT: grid.zero_point}
             result.update_func(call.op, function.with_attrs(attributes))
-        result.update_func(mod.get_global_var("main"), main.with_attr(attr.INPUT_GRIDS, json.dumps(input_grids)))
+        result.update_func(
+            mod.get_global_var("main"), main.with_attr(attr.INPUT_GRIDS, json.dumps(input_grids))
+        )
         return result
 
 

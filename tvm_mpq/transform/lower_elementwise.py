@@ -10,7 +10,7 @@ from tvm_mpq.kernels.convolution import Output
 from tvm_mpq.quantization.addition import addition_factors
 from tvm_mpq.transform.operation import Operation
 from tvm_mpq.transform.operator_body import read_body
-from tvm_mpq.transform.tensors import Emitter
+from tvm_mpq.transform.tensors import Emitter, Layout
 
 
 def lower_add(emitter: Emitter, operation: Operation) -> relax.Var:
@@ -61,7 +61,7 @@ def lower_concat(emitter: Emitter, operation: Operation) -> relax.Var:
     rank = len(operation.output.shape)
     axis = int(read_body(operation.function).attributes.axis) % rank
     pixels = rank == 4 and axis == 1
-    layout = "pixels" if pixels else "plain"
+    layout: Layout = "pixels" if pixels else "plain"
     at = 1 if pixels else axis
     inputs = [emitter.read(tensor, operation.activations, layout) for tensor in operation.inputs]
     shapes = [tensor.form_shape(layout) for tensor in operation.inputs]

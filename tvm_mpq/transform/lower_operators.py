@@ -68,7 +68,9 @@ class LowerOperators:
                     tensors[variable] = operation.output
                     self._lower(emitter, operation)
                 if self.observe:
-                    results = [next(iter(tensors[variable].forms.values())) for variable, _, _ in attr.calls(mod)]
+                    results = [
+                        next(iter(tensors[variable].forms.values())) for variable, _, _ in attr.calls(mod)
+                    ]
                 else:
                     results = [self._result(emitter, tensors[result]) for result in attr.results(mod)]
                 single = len(results) == 1 and not self.observe

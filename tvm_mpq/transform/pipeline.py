@@ -36,7 +36,11 @@ class Pipeline:
 
     def lower(self, mod: IRModule) -> IRModule:
         """Annotated module → scheduled NHWC kernels."""
-        passes = [LowerOperators(self.instruction, self.observe), relax.transform.LegalizeOps(), ScheduleKernels()]
+        passes = [
+            LowerOperators(self.instruction, self.observe),
+            relax.transform.LegalizeOps(),
+            ScheduleKernels(),
+        ]
         return self._run(mod, passes, 3)
 
     def _run(self, mod: IRModule, passes: Sequence[tvm.transform.Pass], first: int) -> IRModule:
