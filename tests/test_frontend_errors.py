@@ -219,6 +219,24 @@ def test_batch_norm_in_training_mode():
     )
 
 
+def test_resize_by_a_factor_that_is_not_whole():
+    scales = {"s": np.array([1, 1, 0.7, 0.7], np.float32)}
+    model = network([node("Resize", ["x", "", "s"], ["y"], name="down")], {"x": [1, 2, 6, 8]}, ["y"], scales)
+    assert message(lambda: import_onnx(model)) == (
+        "operator Resize (node 'down') from [1, 2, 6, 8] to [1, 2, 4, 5] has scales that give no whole sizes: "
+        "use an input shape for which they do"
+    )
+
+
+def test_resize_with_antialiasing():
+    sizes = {"z": np.array([1, 2, 3, 4], np.int64)}
+    resize = node("Resize", ["x", "", "", "z"], ["y"], name="down", mode="linear", antialias=1)
+    assert message(lambda: import_onnx(network([resize], {"x": [1, 2, 6, 8]}, ["y"], sizes, 18))) == (
+        "operator Resize (node 'down') from [1, 2, 6, 8] to [1, 2, 3, 4] uses antialiasing, "
+        "which cannot be compiled: export it with antialias=0"
+    )
+
+
 # Weights
 
 

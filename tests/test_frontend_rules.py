@@ -33,7 +33,7 @@ def conv(source="x", output="y", weight="w", bias=None, name="conv", **attribute
 # Convolutions
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     data=st.data(),
     kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
@@ -283,7 +283,7 @@ def test_padding_before_a_max_pool(value, expected):
 # Pools
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     op_type=st.sampled_from(["MaxPool", "AveragePool"]),
     kernel=st.tuples(st.integers(2, 4), st.integers(2, 4)),

@@ -17,6 +17,9 @@ from tvm_mpq.frontend.evaluate import node_proto
 from tvm_mpq.frontend.graph import Graph, Node, TensorType
 from tvm_mpq.frontend.loading import first_line
 
+# These nodes have got the form of this version or later, whatever the network's own is.
+_FORM_SINCE = {"Resize": 13, "Slice": 13}
+
 
 def import_node(graph: Graph, node: Node, output: str) -> tvm.IRModule:
     """A Relax module whose ``main`` takes what :func:`activations` lists and returns ``output`` of ``node``.
@@ -30,7 +33,7 @@ def import_node(graph: Graph, node: Node, output: str) -> tvm.IRModule:
             warnings.simplefilter("ignore")
             from tvm.relax.frontend.onnx import from_onnx
 
-            return from_onnx(model, opset=max(graph.opset, 1), sanitize_input_names=False)
+            return from_onnx(model, sanitize_input_names=False)
     except Exception as error:
         # TVM's own message for an unknown operator lists nothing but its type.
         reason = "" if isinstance(error, tvm.error.OpNotImplemented) else f": {first_line(error)}"
@@ -83,5 +86,9 @@ def _one_node_model(graph: Graph, node: Node, output: str) -> onnx.ModelProto:
     body = helper.make_graph(
         [node_proto(node)], "node", inputs, [helper.make_value_info(output, onnx.TypeProto())], initializers
     )
-    opsets = [helper.make_opsetid(domain, version) for domain, version in graph.opsets.items()]
+    since = 1 if node.domain else _FORM_SINCE.get(node.op_type, 1)
+    opsets = [
+        helper.make_opsetid(domain, version if domain else max(version, since))
+        for domain, version in graph.opsets.items()
+    ]
     return helper.make_model(body, opset_imports=opsets)

@@ -21,8 +21,8 @@ _RANDOM = {
 }
 
 
-# The reference begins here, and older versions of these mean the same.
-_REFERENCE_SINCE = {"DequantizeLinear": 19}
+# The reference begins here, and older versions mean the same; Slice has this form since build_graph.
+_REFERENCE_SINCE = {"DequantizeLinear": 19, "Slice": 13}
 
 
 def node_proto(node: Node) -> onnx.NodeProto:

@@ -21,9 +21,14 @@ from tvm_mpq.frontend.input_shapes import real_inputs
 
 # Values of larger constants never decide a shape, and handing them over costs a copy.
 _SHAPE_DATA_LIMIT = 4096
-# Until this version ONNX's inference counted windows that start in the padding at the end (``ceil_mode``);
-# its text rules them out and no runtime computes them.
-_POOL_SHAPES_SINCE = 22
+_SCHEMA_SINCE = {
+    # Before, ONNX's inference counted windows that start in the padding at the end (``ceil_mode``); its text
+    # rules them out and no runtime computes them.
+    "AveragePool": 22,
+    "MaxPool": 22,
+    # See _modern.
+    "Slice": 13,
+}
 
 
 def build_graph(model: onnx.ModelProto) -> Graph:
@@ -116,7 +121,18 @@ def _needed(proto: onnx.GraphProto) -> set[int]:
     return places
 
 
+def _modern(graph: Graph, node: Node) -> Node:
+    """Slice before opset 10 has its bounds in attributes; as inputs they mean the same."""
+    if not node.is_("Slice") or "starts" not in node.attributes:
+        return node
+    axes = node.get("axes") or list(range(len(node.get("starts"))))
+    bounds = [np.array(value, np.int64) for value in (node.get("starts"), node.get("ends"), axes)]
+    inputs = [graph.add_constant(f"{node.name}.bounds", value) for value in bounds]
+    return Node("Slice", node.name, (node.inputs[0], *inputs), node.outputs)
+
+
 def _append(graph: Graph, node: Node) -> None:
+    node = _modern(graph, node)
     values = _constant_results(graph, node)
     if values is not None:
         graph.constants.update(zip([name for name in node.outputs if name], values, strict=True))
@@ -180,8 +196,7 @@ def _onnx_types(graph: Graph, node: Node) -> dict[str, onnx.TypeProto]:
                 "which is no tensor of fixed shape"
             )
     try:
-        if node.is_("MaxPool", "AveragePool"):
-            version = max(version, _POOL_SHAPES_SINCE)
+        version = version if node.domain else max(version, _SCHEMA_SINCE.get(node.op_type, 1))
         schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         opsets = [helper.make_opsetid(domain, number) for domain, number in graph.opsets.items()]
         return onnx.shape_inference.infer_node_outputs(

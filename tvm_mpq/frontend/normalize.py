@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from tvm_mpq.frontend.graph import Graph, Node
 from tvm_mpq.frontend.rules.activation import convert_activation, fuse_activation
 from tvm_mpq.frontend.rules.affine import convert_batch_norm, fold_behind, fold_in_front
+from tvm_mpq.frontend.rules.arithmetic import convert_power
 from tvm_mpq.frontend.rules.convolution import convert_convolution, lower_convolution
 from tvm_mpq.frontend.rules.dense import convert_gemm, convert_matmul
 from tvm_mpq.frontend.rules.floats import promote
@@ -21,11 +22,12 @@ from tvm_mpq.frontend.rules.layout import (
 )
 from tvm_mpq.frontend.rules.padding import fold_padding
 from tvm_mpq.frontend.rules.pooling import convert_global_pool, convert_mean, convert_pool
+from tvm_mpq.frontend.rules.resize import convert_resize
 
 Rule = Callable[[Graph, Node], bool]
 
 GROUPS: tuple[tuple[Rule, ...], ...] = (
-    (remove_identity,),
+    (remove_identity, convert_power, convert_resize),
     (convert_convolution, convert_gemm, convert_matmul),
     (convert_pool, convert_global_pool, convert_mean),
     (convert_reshape, convert_transpose, convert_concat, convert_add, convert_softmax),
