@@ -57,6 +57,12 @@ INTEGER = {
     "generic": Intrinsic("mul128", "int16", "int8", "int32", 4, 1, 16),
 }
 
+# Winograd's transformed weights need int16: machines with instructions for four bytes are faster direct.
+WINOGRAD_INTEGER = {
+    "avx512": Intrinsic("pmaddwd512", "int16", "int16", "int32", 16, 2, 32, "pmaddwd"),
+    "avx2": Intrinsic("pmaddwd256", "int16", "int16", "int32", 8, 2, 16, "pmaddwd"),
+}
+
 
 def intrinsic(instruction: str, weight: str) -> Intrinsic:
     """The row for a target's ``instruction`` and the weights' dtype ("int8" or "float32").
@@ -67,3 +73,8 @@ def intrinsic(instruction: str, weight: str) -> Intrinsic:
     if instruction not in table:
         raise MpqError(f"unknown instruction {instruction!r} in the target: use one of {', '.join(table)}")
     return table[instruction]
+
+
+def winograd_intrinsic(instruction: str, in_dtype: str) -> Intrinsic | None:
+    """The row for a Winograd kernel on inputs of ``in_dtype``, or None where the direct kernel is faster."""
+    return WINOGRAD_INTEGER.get(instruction) if in_dtype == "uint8" else FLOAT.get(instruction)

@@ -30,10 +30,10 @@ def requantize(accumulator: Expr, multiplier: Expr, zero_point: Expr) -> Expr:
 
 
 def requantize_vector(accumulator: Expr, multiplier: Expr, zero_point: Expr, lanes: int) -> Expr:
-    """:func:`requantize` of ``lanes`` accumulators as one vector: TVM would take ``nearbyint`` apart into scalars."""
+    """:func:`requantize` of ``lanes`` accumulators as one vector: TVM takes the rounding apart into scalars."""
     product = tirx.Cast(f"float32x{lanes}", accumulator) * multiplier
-    rounded = tirx.call_llvm_pure_intrin(f"float32x{lanes}", "llvm.nearbyint", product)
-    q = tirx.Cast(f"int32x{lanes}", rounded) + tirx.Broadcast(zero_point, lanes)
+    rounded = tirx.call_llvm_pure_intrin(f"int32x{lanes}", "llvm.lrint", product)
+    q = rounded + tirx.Broadcast(zero_point, lanes)
     low, high = (tirx.Broadcast(tirx.const(bound, "int32"), lanes) for bound in (0, 255))
     return tirx.Cast(f"uint8x{lanes}", te.max(te.min(q, high), low))
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from tvm.tirx import PrimFunc
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, convolution
 from tvm_mpq.kernels.depthwise import default_depthwise_tile, depthwise, schedule_depthwise
-from tvm_mpq.kernels.intrinsic import Intrinsic, intrinsic
+from tvm_mpq.kernels.intrinsic import Intrinsic, intrinsic, winograd_intrinsic
 from tvm_mpq.kernels.schedule_convolution import schedule_convolution
 from tvm_mpq.kernels.tiles import default_convolution_tile
+from tvm_mpq.kernels.winograd import WinogradGeometry, default_winograd_tile, winograd_fits, winograd_pays
+from tvm_mpq.kernels.winograd_program import winograd
 
 ATTRIBUTE = "mpq.kernel"
 
@@ -46,6 +48,10 @@ class KernelSpec:
     @property
     def row(self) -> Intrinsic:
         """The instruction this kernel is made of."""
+        if self.family == "winograd":
+            row = winograd_intrinsic(self.instruction, self.in_dtype)
+            assert row is not None
+            return row
         return intrinsic(self.instruction, "int8" if self.in_dtype == "uint8" else "float32")
 
     @property
@@ -55,8 +61,17 @@ class KernelSpec:
         same = self.row.activation == self.in_dtype and per_group % self.row.group == 0
         return same and self.shape.is_plain_matrix()
 
+    def faster(self) -> KernelSpec:
+        """This convolution by Winograd's algorithm where that gives the same result sooner, else itself."""
+        row = winograd_intrinsic(self.instruction, self.in_dtype)
+        if self.family != "conv2d" or row is None or not winograd_fits(self.shape, self.in_dtype):
+            return self
+        return replace(self, family="winograd") if winograd_pays(WinogradGeometry(self.shape, row)) else self
+
     def define(self) -> PrimFunc:
         """The unscheduled kernel, marked with this spec."""
+        if self.family == "winograd":
+            return self.schedule().with_attr(ATTRIBUTE, self.to_json())
         if self.family == "depthwise":
             definition = depthwise(self.shape, self.in_dtype, self.out)
         else:
@@ -65,6 +80,9 @@ class KernelSpec:
 
     def schedule(self) -> PrimFunc:
         """The kernel under its template with the default tile."""
+        if self.family == "winograd":
+            fast = default_winograd_tile(WinogradGeometry(self.shape, self.row))
+            return winograd(self.shape, self.in_dtype, self.out, self.row, fast)
         if self.family == "depthwise":
             lanes = intrinsic(self.instruction, "float32").lanes
             tile = default_depthwise_tile(self.shape, lanes, self.in_dtype)

@@ -7,7 +7,7 @@ Every row computes ``C[l] += Σ_g A[g] · B[l, g]`` for ``lanes`` int32 results 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
@@ -90,10 +90,25 @@ def _vpdpbusd(lanes: int) -> Multiply:
     return multiply
 
 
-@lru_cache(maxsize=None)
+def multiply_accumulate(
+    family: str | None, accumulator: Expr, activations: Expr, weights: Expr, lanes: int
+) -> Expr:
+    """One step outside a tensor intrinsic: ``activations`` are broadcast to the lanes already.
+
+    Without a ``family`` it is plain vector arithmetic.
+    """
+    if family is None:
+        return accumulator + activations * weights
+    return _FAMILIES[family](lanes)(accumulator, activations, weights)
+
+
+_FAMILIES: dict[str, Callable[[int], Multiply]] = {"pmaddwd": _pmaddwd, "vpdpbusd": _vpdpbusd}
+
+
+@cache
 def register(family: str, activation: str, lanes: int, group: int) -> str:
     """Register the intrinsic with TVM (once a process) and return its name for ``Schedule.tensorize``."""
-    multiply = {"pmaddwd": _pmaddwd, "vpdpbusd": _vpdpbusd}[family](lanes)
+    multiply = _FAMILIES[family](lanes)
     name = f"tvm_mpq.{family}.{lanes}x{group}"
     TensorIntrin.register(
         name, _description(activation, lanes, group), _implementation(activation, lanes, group, multiply), override=True

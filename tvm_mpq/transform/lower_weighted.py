@@ -18,10 +18,12 @@ from tvm import relax
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
 from tvm_mpq.kernels.spec import KernelSpec
+from tvm_mpq.kernels.winograd import WinogradGeometry
 from tvm_mpq.quantization.bias import fold_zero_point, quantize_bias, safe_weight_scale
 from tvm_mpq.quantization.packing import pack_channels, pack_depthwise, pack_weights
 from tvm_mpq.quantization.requantize import requantize_multiplier
 from tvm_mpq.quantization.weights import round_weights, weight_scales
+from tvm_mpq.quantization.winograd import pack_winograd
 from tvm_mpq.transform.operation import Operation
 from tvm_mpq.transform.operator_body import OperatorBody, read_body
 from tvm_mpq.transform.tensors import Emitter, Layout, elements
@@ -78,14 +80,17 @@ def _lower_matrix(
     instruction: str,
 ) -> relax.Var:
     family = "conv2d" if layout == "pixels" else "matmul"
-    spec = KernelSpec(family, shape, operation.activations, _output(operation, body), instruction)
+    spec = KernelSpec(family, shape, operation.activations, _output(operation, body), instruction).faster()
     row = spec.row
+    tiled = WinogradGeometry(shape, row)
 
     def pack(values: Array) -> Array:
+        if spec.family == "winograd":
+            return pack_winograd(values, tiled.channels, tiled.block, row.group)
         return pack_weights(values, shape.groups, row.lanes, row.group)
 
     def pack_each(values: Array) -> Array:
-        return pack_channels(values, shape.groups, row.lanes)
+        return pack_channels(values, shape.groups, tiled.block if spec.family == "winograd" else row.lanes)
 
     constants = _constants(operation, body, weight, pack, pack_each, fold=row.activation == "uint8")
     x = emitter.read(operation.inputs[0], operation.activations, layout)

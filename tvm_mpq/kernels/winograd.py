@@ -1,0 +1,151 @@
+"""Winograd's F(2×2, 3×3): geometry, blocking and the choice between it and the direct convolution.
+
+A 3×3 convolution of stride 1 in tiles of 2×2 outputs, each from 4×4 inputs (Lavin & Gray, arXiv 1509.09308):
+
+    V[p, t, c] = Bᵀ d B       over the 4×4 inputs d of tile t; p = 4·i + j
+    U[p, c, k] = 2G g (2G)ᵀ   over the 3×3 weights g of channels c, k; twice the usual G keeps them integers
+    M[p, t, k] = Σ_c V[p, t, c] · U[p, c, k]
+    out        = Aᵀ M A / 4   2×2 outputs of tile t
+
+16 multiplications make what takes 36 directly. In integers every step is exact: the inputs less
+their zero-point are within ±255 and V within ±1020, codes are within ±127 and U within ±1143, both int16; |M|
+and the four-fold result are at most 4·255·127·9·C, which int32 holds for C ≤ 1841. The result is the direct
+convolution's, bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm_mpq.kernels.convolution import ConvolutionShape
+from tvm_mpq.kernels.intrinsic import Intrinsic
+
+MOST_INTEGER_CHANNELS = (2**31 - 1) // (4 * 255 * 127 * 9)
+"""More input channels could overflow the int32 accumulators."""
+
+
+@dataclass(frozen=True)
+class WinogradTile:
+    """The decisions of the program.
+
+    A parallel task is a block of ``tiles`` tiles (a multiple of ``rows``) × ``columns`` column blocks (which
+    divide all). ``rows`` × a column block of results stays in registers through the reduction, which is
+    unrolled ``unroll`` steps. The transformed inputs and weights are made for the whole tensor before
+    (``transform_whole``, ``expand_whole``) or by each task for itself, in its core's cache.
+    """
+
+    rows: int
+    tiles: int
+    columns: int
+    unroll: int
+    transform_whole: bool
+    expand_whole: bool
+
+
+@dataclass(frozen=True)
+class WinogradGeometry:
+    """The extents that follow from a shape and an instruction."""
+
+    shape: ConvolutionShape
+    intrinsic: Intrinsic
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of tiles of one image."""
+        return -(-self.shape.out_height // 2)
+
+    @property
+    def tile_columns(self) -> int:
+        """Columns of tiles of one image."""
+        return -(-self.shape.out_width // 2)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of the whole batch."""
+        return self.shape.batch * self.tile_rows * self.tile_columns
+
+    @property
+    def vector(self) -> int:
+        """Elements of a vector of transformed inputs or weights."""
+        return self.intrinsic.lanes * self.intrinsic.group
+
+    @property
+    def channels(self) -> int:
+        """Input channels, padded to whole vectors."""
+        return -(-self.shape.in_channels // self.vector) * self.vector
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of output channels in a column block."""
+        return 1 if self.shape.out_channels <= self.intrinsic.lanes else 2
+
+    @property
+    def block(self) -> int:
+        """Output channels of a column block."""
+        return self.vectors * self.intrinsic.lanes
+
+    @property
+    def blocks(self) -> int:
+        """Column blocks that hold all output channels."""
+        return -(-self.shape.out_channels // self.block)
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int, int]:
+        """[blocks, 9, channels / G, block, G] of the packed weights."""
+        group = self.intrinsic.group
+        return (self.blocks, 9, self.channels // group, self.block, group)
+
+
+def winograd_fits(shape: ConvolutionShape, in_dtype: str) -> bool:
+    """Whether the convolution is one that F(2×2, 3×3) can compute, exactly when it is of integers."""
+    return (
+        shape.kernel == (3, 3)
+        and shape.stride == (1, 1)
+        and shape.dilation == (1, 1)
+        and shape.groups == 1
+        and (in_dtype != "uint8" or shape.in_channels <= MOST_INTEGER_CHANNELS)
+    )
+
+
+def default_winograd_tile(geometry: WinogradGeometry) -> WinogradTile:
+    """The tile for a shape: blocks of tiles for large images, column blocks of the whole for small ones."""
+    size = 2 if geometry.intrinsic.activation == "int16" else 4
+    weight_bytes = 16 * geometry.channels * geometry.blocks * geometry.block * size
+    # A task streams its transformed weights from the cache: where they are large, each reads its own part.
+    by_columns = geometry.tiles <= 64 or (weight_bytes > 2**21 and geometry.tiles <= 256)
+    if by_columns:
+        rows = min((4, 5), key=lambda rows: _round_up(geometry.tiles, rows))
+        return WinogradTile(rows, _round_up(geometry.tiles, rows), 1, 4, True, False)
+    tile_bytes = 16 * geometry.channels * size
+    most = max(4, min(32, 2**18 // tile_bytes))
+    _, rows, count = min(
+        (_round_up(geometry.tiles, count), rows, -count)
+        for rows in (4, 5)
+        for count in range(rows, most + 1, rows)
+    )
+    return WinogradTile(rows, -count, geometry.blocks, 4, False, True)
+
+
+def winograd_pays(geometry: WinogradGeometry) -> bool:
+    """Whether it is modelled at least a quarter faster than the direct kernel, in vector multiplications.
+
+    The other costs (two multiplications take a cycle) are fitted to measurements on Zen 3.
+    """
+    shape, lanes = geometry.shape, geometry.intrinsic.lanes
+    outputs = geometry.blocks * geometry.block
+    tiles = _round_up(geometry.tiles, default_winograd_tile(geometry).tiles)
+    weight_vectors = geometry.channels * outputs / geometry.vector
+    multiplications = 16 * tiles * weight_vectors
+    transforms = 48 * tiles * geometry.channels / geometry.vector + 60 * tiles * outputs / lanes
+    # One column block's transformed weights stay in half a megabyte of second-level cache, or they do not.
+    spills = (
+        16 * geometry.channels * geometry.block * (2 if geometry.intrinsic.activation == "int16" else 4)
+        > 300_000
+    )
+    expansion = (100 if spills else 40) * weight_vectors
+    direct = shape.rows * shape.reduction(geometry.intrinsic.group) * outputs / geometry.vector
+    return direct >= 1.25 * (multiplications + transforms + expansion)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

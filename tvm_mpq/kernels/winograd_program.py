@@ -1,0 +1,334 @@
+"""The program of Winograd's F(2×2, 3×3), written out for one shape, instruction and tile.
+
+    padded = x less its zero-point, 0 around it
+    for task in parallel(column tasks × tile blocks):
+        transform the inputs of the block's tiles            (or once for all tasks, before)
+        for column block of the task:
+            transform the column block's weights             (or once for all tasks, before)
+            for p in 16:  for row tile:
+                for k (unrolled):  acc[rows, vectors] += …   (registers)
+            transform the results back, finish and store them
+
+It is emitted with explicit vectors: no schedule keeps 16 transformed vectors in registers between two blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
+from tvm.tirx import Buffer, Expr, PrimFunc
+
+from tvm_mpq.kernels.convolution import ConvolutionShape, Output, activate
+from tvm_mpq.kernels.intrinsic import Intrinsic
+from tvm_mpq.kernels.requantize import requantize_vector
+from tvm_mpq.kernels.tensor_intrinsics import multiply_accumulate
+from tvm_mpq.kernels.winograd import WinogradGeometry, WinogradTile
+
+Index: TypeAlias = int | Expr
+
+
+def winograd(
+    shape: ConvolutionShape, in_dtype: str, out: Output, intrinsic: Intrinsic, tile: WinogradTile
+) -> PrimFunc:
+    """The kernel; it computes what ``convolution`` computes, for integers bit for bit.
+
+    Parameters, in order: x [N·H·W, C] of ``in_dtype``; packed weights (``WinogradGeometry.weight_shape``);
+    bias [1, blocks, block] of the accumulator's dtype; for integers multiplier [1, blocks, block] float32 and
+    grid int32[2] (input and output zero-point); then the output [rows, out_channels].
+    """
+    return _Program(WinogradGeometry(shape, intrinsic), in_dtype == "uint8", out, tile).emit()
+
+
+class _Program:
+    """Emits the parts in order. Buffers are flat, p's stride padded: 16 streams spread over the cache."""
+
+    def __init__(self, geometry: WinogradGeometry, integer: bool, out: Output, tile: WinogradTile) -> None:
+        self.g, self.integer, self.out, self.tile = geometry, integer, out, tile
+        self.data = geometry.intrinsic.activation
+        self.width, self.lanes = geometry.vector, geometry.intrinsic.lanes
+        self.tile_blocks = -(-geometry.tiles // tile.tiles)
+        self.height, self.breadth = 2 * geometry.tile_rows + 2, 2 * geometry.tile_columns + 2
+        line = 32 if integer else 16
+        self.v_stride = tile.tiles * geometry.channels + line
+        self.u_stride = geometry.channels * geometry.block + line
+        self.m_stride = tile.tiles * geometry.block
+
+    def emit(self) -> PrimFunc:
+        g, shape, tile = self.g, self.g.shape, self.tile
+        accumulator = g.intrinsic.accumulator
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name("main")
+            x_dtype = "uint8" if self.integer else "float32"
+            weight_dtype = "int8" if self.integer else "float32"
+            pixels = shape.batch * shape.height * shape.width
+            self.x = _argument("x", (pixels, shape.in_channels), x_dtype)
+            self.weight = _argument("weight", g.weight_shape, weight_dtype)
+            self.bias = _argument("bias", (1, g.blocks, g.block), accumulator)
+            if self.integer:
+                self.multiplier = _argument("multiplier", (1, g.blocks, g.block), "float32")
+                self.grid = _argument("grid", (2,), "int32")
+            self.result = _argument("out", (shape.rows, shape.out_channels), self.out.dtype)
+            self.padded = _scratch(shape.batch * self.height * self.breadth * g.channels, self.data)
+            self._pad()
+            if tile.transform_whole:
+                v = _scratch(self.tile_blocks * 16 * self.v_stride, self.data)
+                with T.parallel(0, self.tile_blocks * tile.tiles) as at:
+                    self._transform_tile(
+                        v, at // tile.tiles, at % tile.tiles, at // tile.tiles * (16 * self.v_stride)
+                    )
+            if tile.expand_whole:
+                u = _scratch(g.blocks * 16 * self.u_stride, self.data)
+                with T.parallel(0, g.blocks) as block:
+                    self._expand(u, block, block * (16 * self.u_stride))
+            with T.parallel(0, g.blocks // tile.columns * self.tile_blocks) as task:
+                tiles_at = T.bind(task % self.tile_blocks)
+                v_base: Index = 0
+                if tile.transform_whole:
+                    v_base = T.bind(tiles_at * (16 * self.v_stride))
+                else:
+                    v = _scratch(16 * self.v_stride, self.data)
+                    with T.serial(0, tile.tiles) as t:
+                        self._transform_tile(v, tiles_at, t, 0)
+                m = _scratch(16 * self.m_stride, accumulator)
+                if not tile.expand_whole:
+                    u = _scratch(16 * self.u_stride, self.data)
+                with T.serial(0, tile.columns) as column:
+                    block = T.bind(task // self.tile_blocks * tile.columns + column)
+                    u_base: Index = 0
+                    if tile.expand_whole:
+                        u_base = T.bind(block * (16 * self.u_stride))
+                    else:
+                        self._expand(u, block, 0)
+                    with T.serial(0, 16) as p, T.serial(0, tile.tiles // tile.rows) as row:
+                        self._multiply(v, u, m, p, row * tile.rows, v_base, u_base)
+                    with T.serial(0, tile.tiles) as t:
+                        self._finish_tile(m, tiles_at, t, block)
+        return builder.get()
+
+    def _pad(self) -> None:
+        g, shape = self.g, self.g.shape
+        top, left = shape.padding[:2]
+        row_length = self.breadth * g.channels
+        columns = min(shape.width, self.breadth - left)
+        whole = shape.in_channels == g.channels
+        with T.parallel(0, shape.batch * self.height) as at:
+            row, base = T.bind(at % self.height - top), T.bind(at * row_length)
+            with T.If(T.And(row >= 0, row < shape.height)):
+                with T.Then():
+                    pixel = T.bind((at // self.height * shape.height + row) * shape.width)
+                    self._zeros(base, left * g.channels)
+                    with T.serial(0, columns) as w:
+                        if whole:
+                            with T.serial(0, g.channels // self.width) as c, T.vectorized(0, self.width) as i:
+                                channel = c * self.width + i
+                                to = base + (w + left) * g.channels + channel
+                                _store(self.padded, to, self._shifted(pixel + w, channel))
+                        else:
+                            with T.serial(0, g.channels) as channel:
+                                inside = channel < shape.in_channels
+                                value = T.if_then_else(
+                                    inside, self._shifted(pixel + w, channel), T.cast(0, self.data)
+                                )
+                                _store(self.padded, base + (w + left) * g.channels + channel, value)
+                    right = (left + columns) * g.channels
+                    self._zeros(base + right, row_length - right)
+                with T.Else():
+                    self._zeros(base, row_length)
+
+    def _shifted(self, pixel: Expr, channel: Expr) -> Expr:
+        value = self.x[pixel, channel]
+        if not self.integer:
+            return value
+        return T.cast(value, "int16") - T.cast(self.grid[0], "int16")
+
+    def _zeros(self, base: Expr, length: int) -> None:
+        zero = T.broadcast(T.cast(0, self.data), self.width)
+        with T.serial(0, length // self.width) as i:
+            _store(self.padded, T.ramp(base + i * self.width, 1, self.width), zero)
+
+    def _transform_tile(self, v: Buffer, tiles_at: Expr, t: Expr, v_base: Index) -> None:
+        """V[p, t, :] of one tile; tiles past the last are the last one again, and are not stored later."""
+        g = self.g
+        n, h, w = self._position(T.min(tiles_at * self.tile.tiles + t, g.tiles - 1))
+        base = T.bind(((n * self.height + 2 * h) * self.breadth + 2 * w) * g.channels)
+        with T.serial(0, g.channels // self.width) as c:
+            at = T.bind(base + c * self.width)
+            columns = []
+            for j in range(4):
+                d = [self._load(self.padded, at + (i * self.breadth + j) * g.channels) for i in range(4)]
+                columns.append(_transform_input(d))
+            for i in range(4):
+                for j, value in enumerate(_transform_input([column[i] for column in columns])):
+                    to = v_base + (4 * i + j) * self.v_stride + t * g.channels + c * self.width
+                    _store(v, T.ramp(to, 1, self.width), value)
+
+    def _expand(self, u: Buffer, block: Expr, u_base: Index) -> None:
+        g = self.g
+        group = g.intrinsic.group
+        with T.serial(0, g.channels // group) as k:
+            for vector in range(g.vectors):
+                first = vector * self.lanes
+                columns = []
+                for s in range(3):
+                    weights = [self._weights(block, 3 * r + s, k, first) for r in range(3)]
+                    columns.append(_transform_weights(weights))
+                for i in range(4):
+                    for j, value in enumerate(_transform_weights([column[i] for column in columns])):
+                        to = u_base + (4 * i + j) * self.u_stride + (k * g.vectors + vector) * self.width
+                        _store(u, T.ramp(to, 1, self.width), value)
+
+    def _weights(self, block: Expr, tap: int, k: Expr, first: int) -> Expr:
+        value = self.weight.vload([block, tap, k, first, 0], f"{self.weight.dtype}x{self.width}")
+        return T.bind(T.cast(value, f"int16x{self.width}") if self.integer else value)
+
+    def _multiply(
+        self, v: Buffer, u: Buffer, m: Buffer, p: Expr, first: Expr, v_base: Index, u_base: Index
+    ) -> None:
+        g, tile = self.g, self.tile
+        group, steps = g.intrinsic.group, g.channels // g.intrinsic.group
+        accumulator = g.intrinsic.accumulator
+        acc = _scratch(tile.rows * g.block, accumulator)
+        places = [
+            (row, vector, T.ramp(row * g.block + vector * self.lanes, 1, self.lanes))
+            for row in range(tile.rows)
+            for vector in range(g.vectors)
+        ]
+        for _, _, place in places:
+            _store(acc, place, T.broadcast(T.cast(0, accumulator), self.lanes))
+        v_at = T.bind(v_base + p * self.v_stride + first * g.channels)
+        u_at = T.bind(u_base + p * self.u_stride)
+        with T.serial(0, steps // tile.unroll) as outer:
+            for step in range(tile.unroll):
+                k = outer * tile.unroll + step
+                w = [
+                    self._load(u, u_at + (k * g.vectors + vector) * self.width) for vector in range(g.vectors)
+                ]
+                for row in range(tile.rows):
+                    a = T.bind(self._broadcast(v, v_at + row * g.channels + k * group))
+                    for vector in range(g.vectors):
+                        place = T.ramp(row * g.block + vector * self.lanes, 1, self.lanes)
+                        _store(
+                            acc,
+                            place,
+                            multiply_accumulate(g.intrinsic.family, acc[place], a, w[vector], self.lanes),
+                        )
+        for row, vector, place in places:
+            to = p * self.m_stride + (first + row) * g.block + vector * self.lanes
+            _store(m, T.ramp(to, 1, self.lanes), acc[place])
+
+    def _broadcast(self, v: Buffer, at: Expr) -> Expr:
+        if not self.integer:
+            return T.broadcast(v[at], self.lanes)
+        return T.broadcast(T.reinterpret(v[T.ramp(at, 1, 2)], dtype="int32"), self.lanes)
+
+    def _finish_tile(self, m: Buffer, tiles_at: Expr, t: Expr, block: Expr) -> None:
+        g, shape = self.g, self.g.shape
+        at = T.bind(tiles_at * self.tile.tiles + t)
+        with _When(at < g.tiles if g.tiles % self.tile.tiles else None):
+            n, h, w = self._position(at)
+            for vector in range(g.vectors):
+                first = vector * self.lanes
+                channel = T.bind(block * g.block + first)
+                columns = []
+                for j in range(4):
+                    column = []
+                    for i in range(4):
+                        value = m[T.ramp((4 * i + j) * self.m_stride + t * g.block + first, 1, self.lanes)]
+                        # Four times the result fits int32, partial sums may not: unsigned ones may wrap.
+                        column.append(
+                            T.bind(
+                                T.reinterpret(value, dtype=f"uint32x{self.lanes}") if self.integer else value
+                            )
+                        )
+                    columns.append(_transform_output(column))
+                sums = [_transform_output([column[a] for column in columns]) for a in range(2)]
+                for a in range(2):
+                    for b in range(2):
+                        conditions = []
+                        if shape.out_height % 2 and a:
+                            conditions.append(2 * h + a < shape.out_height)
+                        if shape.out_width % 2 and b:
+                            conditions.append(2 * w + b < shape.out_width)
+                        row = (n * shape.out_height + 2 * h + a) * shape.out_width + 2 * w + b
+                        with _When(
+                            T.And(*conditions) if len(conditions) == 2 else next(iter(conditions), None)
+                        ):
+                            self._store_result(sums[a][b], row, block, channel, first)
+
+    def _store_result(self, value: Expr, row: Expr, block: Expr, channel: Expr, first: int) -> None:
+        """Finish four times a sum and store it at ``row``; channels past the last are left out."""
+        outputs, lanes = self.g.shape.out_channels, self.lanes
+        result = self._finish(value, block, T.ramp(first, 1, lanes))
+        if outputs % lanes == 0:
+            with _When(channel < outputs if outputs % self.g.block else None):
+                T.buffer_store(self.result, result, [row, T.ramp(channel, 1, lanes)])
+            return
+        ragged = _scratch(lanes, self.out.dtype)
+        _store(ragged, T.ramp(0, 1, lanes), result)
+        with T.serial(0, lanes) as lane, _When(channel + lane < outputs):
+            T.buffer_store(self.result, ragged[lane], [row, channel + lane])
+
+    def _finish(self, value: Expr, block: Expr, lanes: Expr) -> Expr:
+        n = self.lanes
+        bias = self.bias[0, block, lanes]
+        if not self.integer:
+            return activate(value * T.broadcast(T.float32(0.25), n) + bias, self.out)
+        total = T.shift_right(T.reinterpret(value, dtype=f"int32x{n}"), T.broadcast(T.int32(2), n)) + bias
+        scale = self.multiplier[0, block, lanes]
+        if self.out.dtype == "uint8":
+            return requantize_vector(total, scale, self.grid[1], n)
+        return activate(T.cast(total, f"float32x{n}") * scale, self.out)
+
+    def _position(self, tile: Expr) -> tuple[Expr, Expr, Expr]:
+        rows, columns = self.g.tile_rows, self.g.tile_columns
+        return (
+            T.bind(tile // (rows * columns)),
+            T.bind(tile // columns % rows),
+            T.bind(tile % columns),
+        )
+
+    def _load(self, buffer: Buffer, at: Expr) -> Expr:
+        return T.bind(buffer[T.ramp(at, 1, self.width)])
+
+
+class _When:
+    """``with _When(condition):`` emits an If, or nothing for None."""
+
+    def __init__(self, condition: Expr | None) -> None:
+        self.frames = [] if condition is None else [T.If(condition), T.Then()]
+
+    def __enter__(self) -> None:
+        for frame in self.frames:
+            frame.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        for frame in reversed(self.frames):
+            frame.__exit__(*error)
+
+
+def _argument(name: str, shape: Sequence[int], dtype: str) -> Buffer:
+    return T.arg(name, T.Buffer(shape, dtype, layout=None))
+
+
+def _scratch(length: int, dtype: str) -> Buffer:
+    return T.alloc_buffer((length,), dtype, layout=None)
+
+
+def _store(buffer: Buffer, at: Expr, value: Expr) -> None:
+    T.buffer_store(buffer, value, [at])
+
+
+def _transform_input(d: Sequence[Expr]) -> list[Expr]:
+    return [T.bind(d[0] - d[2]), T.bind(d[1] + d[2]), T.bind(d[2] - d[1]), T.bind(d[1] - d[3])]
+
+
+def _transform_weights(w: Sequence[Expr]) -> list[Expr]:
+    outer = T.bind(w[0] + w[2])
+    return [T.bind(w[0] + w[0]), T.bind(outer + w[1]), T.bind(outer - w[1]), T.bind(w[2] + w[2])]
+
+
+def _transform_output(m: Sequence[Expr]) -> list[Expr]:
+    return [T.bind(m[0] + m[1] + m[2]), T.bind(m[1] - m[2] - m[3])]
