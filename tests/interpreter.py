@@ -1,0 +1,151 @@
+"""An annotated network in NumPy's integers: what the compiled package must equal byte for byte.
+
+It reads the module that AssignGrids leaves and knows nothing of kernels, layouts or lowering. Tensors are in ONNX's
+order; an 8-bit one is held as int64 codes with its grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from reference import (
+    convolve,
+    quantized_average,
+    quantized_sum,
+    rescaled,
+    windows,
+)
+from tvm import relax
+
+from tvm_mpq.kernels.convolution import ConvolutionShape
+from tvm_mpq.quantization.bias import quantize_bias, safe_weight_scale
+from tvm_mpq.quantization.grid import Grid
+from tvm_mpq.quantization.requantize import requantize, requantize_multiplier
+from tvm_mpq.quantization.weights import round_weights, weight_scales
+from tvm_mpq.transform import attributes as attr
+from tvm_mpq.transform.operator_body import OperatorBody, read_body
+
+
+@dataclass(frozen=True)
+class Value:
+    """uint8 codes on ``grid``, or float32."""
+
+    array: np.ndarray
+    grid: Grid | None
+
+    @property
+    def codes(self) -> np.ndarray:
+        assert self.grid is not None
+        return self.grid.quantize(self.array) if self.array.dtype == np.float32 else self.array
+
+    @property
+    def real(self) -> np.ndarray:
+        if self.array.dtype == np.float32:
+            return self.array
+        assert self.grid is not None
+        return self.grid.dequantize(self.array)
+
+
+def interpret(annotated: tvm.IRModule, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The outputs of a module of which every operator is executed in w8a8."""
+    main = annotated["main"]
+    grids = attr.input_grids(main)
+    values = {
+        parameter: Value(feeds[name], grids.get(name))
+        for name, parameter in zip(attr.names(main, attr.INPUTS), main.params, strict=True)
+    }
+    for variable, function, call in attr.calls(annotated):
+        inputs = [values[argument] for argument in call.args]
+        assert attr.text(function, attr.PRECISION) == "w8a8"
+        values[variable] = _operator(function, inputs)
+        assert values[variable].array.shape == tuple(int(extent) for extent in variable.ty.shape)
+        assert values[variable].array.dtype == attr.text(function, attr.STORED)
+    return [values[result].real for result in attr.results(annotated)]
+
+
+def _operator(function: relax.Function, inputs: list[Value]) -> Value:
+    kind = attr.text(function, attr.KIND)
+    body = read_body(function)
+    out = None
+    if attr.text(function, attr.SCALE):
+        out = Grid(float(function.attrs[attr.SCALE]), int(function.attrs[attr.ZERO_POINT]))
+    first = inputs[0]
+    if kind in ("conv2d", "depthwise_conv2d", "matmul"):
+        return _weighted(kind, body, first, out if attr.text(function, attr.STORED) == "uint8" else None)
+    assert out is not None
+    source = first.grid
+    assert source is not None
+    if kind == "reshape":
+        return Value(first.array.reshape([int(extent) for extent in function.ret_ty.shape]), out)
+    if kind == "permute_dims":
+        return Value(first.array.transpose([int(axis) for axis in body.attributes.axes]), out)
+    if kind == "activation":
+        return Value(rescaled(first.codes, source, out), out)
+    if kind == "concat":
+        parts = [rescaled(value.codes, value.grid, out) for value in inputs]
+        return Value(np.concatenate(parts, int(body.attributes.axis)), out)
+    if kind == "add":
+        a, b = inputs
+        assert b.grid is not None
+        return Value(quantized_sum(a.codes, b.codes, (source, b.grid), out), out)
+    nhwc = first.codes.transpose(0, 2, 3, 1)
+    if kind == "global_avg_pool":
+        pooled = quantized_average(nhwc, _shape(nhwc, nhwc.shape[1:3]), source, out, False)
+    elif kind == "avg_pool2d":
+        pooled = quantized_average(
+            nhwc, _pool(body, nhwc), source, out, bool(body.attributes.count_include_pad)
+        )
+    else:
+        assert kind == "max_pool2d"
+        assert out == source
+        pooled = windows(nhwc, _pool(body, nhwc), -np.inf)[0].max(axis=0).astype(np.uint8)
+    return Value(pooled.transpose(0, 3, 1, 2), out)
+
+
+def _weighted(kind: str, body: OperatorBody, x: Value, out: Grid | None) -> Value:
+    """Σ (q − z)·w + b in integers, then one multiplication: to ``out``'s codes, or to float where it is None."""
+    weight, source = body.weight, x.grid
+    assert weight is not None
+    assert source is not None
+    rows = weight.T if kind == "matmul" else weight
+    bias = np.zeros(len(rows), np.float32) if body.bias is None else body.bias
+    scale = safe_weight_scale(weight_scales(rows), bias, source.scale, rows[0].size)
+    codes = round_weights(rows, scale).astype(np.int64)
+    shifted = x.codes.astype(np.int64) - source.zero_point
+    if kind == "matmul":
+        sums = shifted @ codes.T
+    else:
+        sums = convolve(shifted.transpose(0, 2, 3, 1), codes, _convolution(body, shifted.shape))
+    total = sums + quantize_bias(bias, source.scale, scale)
+    assert np.abs(total).max() < 2**31
+    accumulator = total.astype(np.int32)
+    multiplier = requantize_multiplier(source.scale, scale, 1.0 if out is None else out.scale)
+    if out is None:
+        result = accumulator.astype(np.float32) * multiplier
+        result = np.clip(result, np.float32(body.low), np.float32(body.high))
+    else:
+        result = requantize(accumulator, multiplier, out.zero_point)
+    return Value(result if kind == "matmul" else result.transpose(0, 3, 1, 2), out)
+
+
+def _convolution(body: OperatorBody, source: tuple[int, ...]) -> ConvolutionShape:
+    a, (outputs, _, r, s) = body.attributes, body.weight.shape
+    n, c, h, w = source
+    pair = [tuple(int(extent) for extent in each) for each in (a.strides, a.padding, a.dilation)]
+    return ConvolutionShape(n, h, w, c, outputs, (r, s), pair[0], pair[1], pair[2], int(a.groups))
+
+
+def _pool(body: OperatorBody, nhwc: np.ndarray) -> ConvolutionShape:
+    a = body.attributes
+    pool, strides, padding, dilation = (
+        tuple(int(extent) for extent in each) for each in (a.pool_size, a.strides, a.padding, a.dilation)
+    )
+    return _shape(nhwc, pool, strides, padding, dilation)
+
+
+def _shape(nhwc: np.ndarray, *others: tuple[int, ...]) -> ConvolutionShape:
+    n, h, w, c = nhwc.shape
+    return ConvolutionShape(n, h, w, c, c, *others)
