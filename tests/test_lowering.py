@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -142,7 +143,7 @@ def test_every_operator_carries_its_name_and_precisions() -> None:
     plan = network.plan(others={"dw": "fp32", "cat": "fp32"})
     annotated = AnnotatePrecision(plan)(network.mod)
     found = records(annotated)
-    assert list(found) == [each for each in network.names]
+    assert list(found) == network.names
     for name, record in found.items():
         assert record["asked"] == str(plan[name])
         assert record["precision"] == ("fp32" if name in ("dw", "cat", "y") else "w8a8")
@@ -235,8 +236,7 @@ def float_outputs(make: Callable[[], onnx.ModelProto]) -> list[np.ndarray]:
 
 def test_dump_ir_writes_one_readable_file_a_pass(tmp_path: Path) -> None:
     network = prepared(branches)
-    pipeline = network.pipeline(network.plan())
-    object.__setattr__(pipeline, "dump", tmp_path / "new" / "ir")
+    pipeline = dataclasses.replace(network.pipeline(network.plan()), dump=tmp_path / "new" / "ir")
     pipeline.lower(pipeline.annotate(network.mod))
     files = sorted((tmp_path / "new" / "ir").iterdir())
     assert [path.name for path in files] == [
