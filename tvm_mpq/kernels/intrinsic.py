@@ -5,7 +5,7 @@ The templates read nothing else about a machine. A new instruction set is a new 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm_mpq.errors import MpqError
 from tvm_mpq.kernels import tensor_intrinsics
@@ -64,15 +64,25 @@ WINOGRAD_INTEGER = {
 }
 
 
-def intrinsic(instruction: str, weight: str) -> Intrinsic:
-    """The row for a target's ``instruction`` and the weights' dtype ("int8" or "float32").
+_NARROWER = {"avx512vnni": "avxvnni", "avx512": "avx2"}
+"""Half as wide on the same machine, for channel counts that fill no wide vector."""
 
-    Raises MpqError for an instruction that the table does not have.
+
+def intrinsic(instruction: str, weight: str, channels: int) -> Intrinsic:
+    """The row for a target's ``instruction``, the weights' dtype ("int8" or "float32") and output ``channels``.
+
+    Where the channels fill only half-wide vectors, it is the half-wide row with the machine's registers. Raises
+    MpqError for an instruction that the table does not have.
     """
     table = FLOAT if weight == "float32" else INTEGER
     if instruction not in table:
         raise MpqError(f"unknown instruction {instruction!r} in the target: use one of {', '.join(table)}")
-    return table[instruction]
+    row = table[instruction]
+    if channels % row.lanes != 0 and instruction in _NARROWER:
+        narrow = table[_NARROWER[instruction]]
+        if channels % narrow.lanes == 0:
+            return replace(narrow, registers=row.registers)
+    return row
 
 
 def winograd_intrinsic(instruction: str, in_dtype: str) -> Intrinsic | None:

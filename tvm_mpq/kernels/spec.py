@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from tvm.tirx import PrimFunc
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, convolution
 from tvm_mpq.kernels.depthwise import default_depthwise_tile, depthwise, schedule_depthwise
-from tvm_mpq.kernels.intrinsic import Intrinsic, intrinsic, winograd_intrinsic
+from tvm_mpq.kernels.intrinsic import FLOAT, Intrinsic, intrinsic, winograd_intrinsic
 from tvm_mpq.kernels.schedule_convolution import schedule_convolution
 from tvm_mpq.kernels.tiles import default_convolution_tile
 from tvm_mpq.kernels.winograd import WinogradGeometry, default_winograd_tile, winograd_fits, winograd_pays
@@ -38,7 +39,9 @@ class KernelSpec:
     def name(self) -> str:
         """A readable identifier of family, precision and shape."""
         s = self.shape
-        text = f"{self.family}_{self.precision}_{s.batch}x{s.height}x{s.width}x{s.in_channels}_{s.out_channels}"
+        text = (
+            f"{self.family}_{self.precision}_{s.batch}x{s.height}x{s.width}x{s.in_channels}_{s.out_channels}"
+        )
         if s.kernel != (1, 1):
             text += f"_k{s.kernel[0]}x{s.kernel[1]}"
         if s.stride != (1, 1):
@@ -52,7 +55,8 @@ class KernelSpec:
             row = winograd_intrinsic(self.instruction, self.in_dtype)
             assert row is not None
             return row
-        return intrinsic(self.instruction, "int8" if self.in_dtype == "uint8" else "float32")
+        weight = "int8" if self.in_dtype == "uint8" else "float32"
+        return intrinsic(self.instruction, weight, self.shape.out_channels // self.shape.groups)
 
     @property
     def in_place(self) -> bool:
@@ -84,7 +88,7 @@ class KernelSpec:
             fast = default_winograd_tile(WinogradGeometry(self.shape, self.row))
             return winograd(self.shape, self.in_dtype, self.out, self.row, fast)
         if self.family == "depthwise":
-            lanes = intrinsic(self.instruction, "float32").lanes
+            lanes = FLOAT[self.instruction].lanes
             tile = default_depthwise_tile(self.shape, lanes, self.in_dtype)
             return schedule_depthwise(depthwise(self.shape, self.in_dtype, self.out), self.shape, tile)
         matrix = default_convolution_tile(self.shape, self.row, self.in_place)
@@ -99,6 +103,6 @@ class KernelSpec:
     def from_json(cls, text: str) -> KernelSpec:
         """Read what :meth:`to_json` wrote."""
         raw = json.loads(text)
-        shape = {key: tuple(v) if isinstance(v, list) else v for key, v in raw["shape"].items()}
+        shape: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw["shape"].items()}
         out = Output(raw["out"]["dtype"], raw["out"].get("low", -math.inf), raw["out"].get("high", math.inf))
         return cls(raw["family"], ConvolutionShape(**shape), raw["in_dtype"], out, raw["instruction"])
