@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from tvm_mpq.kernels.convolution import ConvolutionShape
 from tvm_mpq.kernels.intrinsic import Intrinsic
 
+_PARALLEL_LOOPS = 5000
+"""What starting the program's parallel loops costs, in vector multiplications."""
 MOST_INTEGER_CHANNELS = (2**31 - 1) // (4 * 255 * 127 * 9)
 """More input channels could overflow the int32 accumulators."""
 
@@ -142,9 +144,10 @@ def winograd_pays(geometry: WinogradGeometry) -> bool:
         16 * geometry.channels * geometry.block * (2 if geometry.intrinsic.activation == "int16" else 4)
         > 300_000
     )
-    expansion = (100 if spills else 40) * weight_vectors
-    direct = shape.rows * shape.reduction(geometry.intrinsic.group) * outputs / geometry.vector
-    return direct >= 1.25 * (multiplications + transforms + expansion)
+    expansion = (100 if spills else 64) * weight_vectors
+    steps = shape.reduction(geometry.intrinsic.group)
+    direct = shape.rows * steps * _round_up(shape.out_channels, lanes) / geometry.vector
+    return direct >= 1.25 * (multiplications + transforms + expansion + _PARALLEL_LOOPS)
 
 
 def _round_up(value: int, multiple: int) -> int:

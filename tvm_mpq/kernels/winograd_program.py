@@ -127,12 +127,11 @@ class _Program:
                                 to = base + (w + left) * g.channels + channel
                                 _store(self.padded, to, self._shifted(pixel + w, channel))
                         else:
-                            with T.serial(0, g.channels) as channel:
-                                inside = channel < shape.in_channels
-                                value = T.if_then_else(
-                                    inside, self._shifted(pixel + w, channel), T.cast(0, self.data)
-                                )
-                                _store(self.padded, base + (w + left) * g.channels + channel, value)
+                            to = T.bind(base + (w + left) * g.channels)
+                            with T.serial(0, shape.in_channels) as channel:
+                                _store(self.padded, to + channel, self._shifted(pixel + w, channel))
+                            with T.serial(shape.in_channels, g.channels) as channel:
+                                _store(self.padded, to + channel, T.cast(0, self.data))
                     right = (left + columns) * g.channels
                     self._zeros(base + right, row_length - right)
                 with T.Else():
