@@ -52,7 +52,7 @@ def mixed() -> onnx.ModelProto:
         node("Relu", "dw", "dw_r"),
         node("Conv", "dw_r w3 b3", "project"),
         node("Add", "project stem_r6", "residual"),
-        node("Relu", "residual", "residual_r"),
+        node("Clip", "residual minus", "residual_r"),
         node("MaxPool", "residual_r", "max", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
         node("AveragePool", "max", "avg", kernel_shape=[2, 3], pads=[0, 1, 1, 1], count_include_pad=1),
         node("AveragePool", "max", "avg_in", kernel_shape=[2, 3], pads=[0, 1, 1, 1]),
