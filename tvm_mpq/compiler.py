@@ -20,7 +20,7 @@ from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.precision import FP32, Precision
 from tvm_mpq.runtime.metadata import CalibrationInfo, OperatorRecord, Storage
 from tvm_mpq.runtime.package import Package, baseline_path
-from tvm_mpq.target import Target, host_target, load_target, missing_features
+from tvm_mpq.target import Target, host_target, load_target
 from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.assign_grids import TensorRanges
 from tvm_mpq.transform.pipeline import Pipeline
@@ -72,9 +72,9 @@ def compile_model(
     ranges, information, digest = TensorRanges({}, {}), None, None
     if any(value.integer_activations for value in chosen.operators.values()):
         dataset = _calibration_set(mod, calibration, preprocess or Preprocess()).take(samples)
-        # The ranges are the network's, whichever machine finds them: one that this is not would crash here.
-        here = host_target() if missing_features(machine) else machine
-        ranges = calibrate(mod, dataset, observer, here, progress)
+        # With this machine's kernels, whatever the target: it may not run here, and floats rounded in another order
+        # would give each target grids, and so bytes, of its own.
+        ranges = calibrate(mod, dataset, observer, host_target(), progress)
         information = CalibrationInfo(observer, len(dataset), seed)
         digest = dataset.content_hash()
 
