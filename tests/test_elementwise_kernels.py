@@ -16,7 +16,7 @@ from tvm_mpq.quantization.addition import addition_factors
 from tvm_mpq.quantization.grid import Grid
 
 EXAMPLES = settings(
-    max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 INSTRUCTIONS = pytest.mark.parametrize("instruction", list(TARGETS))
 SHAPES = st.lists(st.integers(1, 20), min_size=1, max_size=4).map(tuple)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from frontend_networks import network, weights
 from interpreter import interpret
 from kernel_runner import TARGETS, require, target_of
-from small_networks import Feeds, Network, branches, mixed, node, prepare, prepared, tokens
+from small_networks import Feeds, Network, branches, mixed, node, prepare, prepared, runner, tokens
 
 from tvm_mpq.calibration import calibrate
 from tvm_mpq.dataset import open_dataset
@@ -22,10 +23,11 @@ SHARED = Path(__file__).parents[1] / ".." / "shared"
 INSTRUCTIONS = pytest.mark.parametrize("instruction", list(TARGETS))
 
 
-def compiled(network: Network, instruction: str) -> list[np.ndarray]:
-    target = target_of(instruction)
-    lowered = network.lower(network.annotate(), target)
-    return [output for first in (0, 3) for output in network.run(lowered, network.feeds(first), target)]
+@functools.cache
+def compiled(make: Callable[[], onnx.ModelProto], instruction: str) -> Callable[..., list[np.ndarray]]:
+    """One of the small networks, all w8a8, as a function of its inputs."""
+    network, target = prepared(make), target_of(instruction)
+    return runner(network.lower(network.annotate(), target), target)
 
 
 def extremes(network: Network) -> Feeds:
@@ -37,11 +39,10 @@ def extremes(network: Network) -> Feeds:
 @pytest.mark.parametrize("make", [mixed, tokens])
 def test_compiled_networks_equal_integer_arithmetic_in_numpy(make, instruction: str) -> None:
     require(instruction)
-    network, target = prepared(make), target_of(instruction)
+    network = prepared(make)
     annotated = network.annotate()
-    lowered = network.lower(annotated, target)
     for feeds in (network.feeds(), network.feeds(3), extremes(network)):
-        found = network.run(lowered, feeds, target)
+        found = compiled(make, instruction)(*feeds.values())
         for ours, exact in zip(found, interpret(annotated, feeds), strict=True):
             np.testing.assert_array_equal(ours, exact, strict=True)
             assert len(np.unique(ours)) > 10, "a network that says nothing proves nothing"
@@ -108,7 +109,10 @@ def test_instruction_sets_give_the_same_bytes(make) -> None:
     names = runnable()
     if len(names) < 2:
         pytest.skip(f"this machine runs {', '.join(names)} only")
-    first, *others = (compiled(network, name) for name in names)
+    first, *others = (
+        [output for batch in (0, 3) for output in compiled(make, name)(*network.feeds(batch).values())]
+        for name in names
+    )
     # A softmax after the last dequantize is a float operator: its bytes are no promise.
     outputs = [place for place in range(len(first)) if make is not branches or place % 2]
     for other in others:

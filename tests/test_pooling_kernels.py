@@ -16,7 +16,7 @@ from tvm_mpq.kernels.schedule_default import schedule_default
 from tvm_mpq.quantization.grid import Grid
 
 EXAMPLES = settings(
-    max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 INSTRUCTIONS = pytest.mark.parametrize("instruction", list(TARGETS))
 SEEDS = st.integers(0, 99)
