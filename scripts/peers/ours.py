@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tvm_mpq.compiler import compile_model
 
+from tvm_mpq.compiler import compile_model
 from tvm_mpq.runtime.package import Package
 from tvm_mpq.runtime.session import Session
 

@@ -61,7 +61,9 @@ def _implementation(activation: str, lanes: int, group: int, multiply: Multiply)
 
 def _pmaddwd(lanes: int) -> Multiply:
     """Widen the weights to int16, multiply pairs: exact, no saturating intermediate (SSE2, AVX2, AVX-512BW)."""
-    name = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}[lanes]
+    name = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}[
+        lanes
+    ]
 
     def multiply(accumulator: Expr, activations: Expr, weights: Expr) -> Expr:
         return accumulator + T.call_llvm_pure_intrin(
@@ -111,6 +113,9 @@ def register(family: str, activation: str, lanes: int, group: int) -> str:
     multiply = _FAMILIES[family](lanes)
     name = f"tvm_mpq.{family}.{lanes}x{group}"
     TensorIntrin.register(
-        name, _description(activation, lanes, group), _implementation(activation, lanes, group, multiply), override=True
+        name,
+        _description(activation, lanes, group),
+        _implementation(activation, lanes, group, multiply),
+        override=True,
     )
     return name
