@@ -254,11 +254,6 @@ def test_dump_ir_writes_one_readable_file_a_pass(tmp_path: Path) -> None:
 
 # Corners
 
-RANK_4 = pytest.mark.xfail(
-    strict=True, reason="LowerOperators takes the rows of a rank-4 matrix multiplication for pixels"
-)
-
-
 def w8a8_and_fp32(model: onnx.ModelProto, others: dict[str, str] | None = None):
     """(records, w8a8 outputs, fp32 outputs) of a network."""
     network = prepare(model)
@@ -355,7 +350,7 @@ def test_one_tensor_added_to_itself_and_a_sum_of_one_element() -> None:
     assert np.abs(ours[0] - exact[0]) < 0.1
 
 
-@pytest.mark.parametrize("rank", [2, 3, pytest.param(4, marks=RANK_4)])
+@pytest.mark.parametrize("rank", [2, 3, 4])
 def test_matrix_multiplications_of_any_rank(rank: int) -> None:
     shape = [2, 3, 5, 12][4 - rank :] if rank > 2 else [2, 12]
     nodes = [

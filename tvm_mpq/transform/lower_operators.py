@@ -80,6 +80,8 @@ class LowerOperators:
 
     def _lower(self, emitter: Emitter, operation: Operation) -> None:
         layout: Layout = operation.output.native
+        if operation.kind == "matmul":
+            layout = "plain"  # rows of a tensor of any rank, whose channels are last
         if operation.kind in _WEIGHTED:
             result = _WEIGHTED[operation.kind](emitter, operation, self.instruction)
         elif operation.kind in _PLAIN:
