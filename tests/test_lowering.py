@@ -27,6 +27,7 @@ from small_networks import (
 from tvm import relax
 
 from tvm_mpq import sample
+from tvm_mpq.errors import MpqError
 from tvm_mpq.frontend import import_onnx
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.precision import W8A8
@@ -36,6 +37,7 @@ from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.annotate import AnnotatePrecision
 from tvm_mpq.transform.assign_grids import TensorRanges
 from tvm_mpq.transform.lower_operators import LowerOperators
+from tvm_mpq.transform.pipeline import Pipeline
 
 LITE0 = Path(__file__).parents[1] / ".." / "shared" / "models" / "efficientnet-lite0.onnx"
 
@@ -254,6 +256,7 @@ def test_dump_ir_writes_one_readable_file_a_pass(tmp_path: Path) -> None:
 
 # Corners
 
+
 def w8a8_and_fp32(model: onnx.ModelProto, others: dict[str, str] | None = None):
     """(records, w8a8 outputs, fp32 outputs) of a network."""
     network = prepare(model)
@@ -430,3 +433,26 @@ def test_precisions_without_kernels_are_said_to_run_in_fp32(precision: str) -> N
     found = records(AnnotatePrecision(network.plan(others={"project": precision}))(network.mod))
     assert (found["project"]["asked"], found["project"]["precision"]) == (precision, "fp32")
     assert precision in found["project"]["reason"]
+
+
+def test_a_tensor_never_seen_to_leave_zero_keeps_its_activations_bound() -> None:
+    nodes = [
+        node("Conv", "x w", "c", pads=[1, 1, 1, 1]),
+        node("Clip", "c zero half", "a"),
+        node("Conv", "a p", "y"),
+    ]
+    network = prepare(image_network(nodes, ["y"], zero=np.float32(0), half=np.float32(0.5)))
+    ranges = TensorRanges(network.ranges.inputs, dict.fromkeys(network.names, (0.0, 0.0)))
+    annotated = Pipeline(network.plan(), ranges, "avx2").annotate(network.mod)
+    scales = [float(f.attrs[attr.SCALE]) for _, f, _ in attr.calls(annotated) if attr.SCALE in f.attrs]
+    assert [255 * scale for scale in scales] == pytest.approx([0.5])
+
+
+def test_a_mistake_found_inside_a_pass_reaches_the_caller_as_itself() -> None:
+    @tvm.transform.module_pass(opt_level=0, name="Refuse")
+    class Refuse:
+        def transform_module(self, mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+            raise MpqError("this network cannot be quantized")
+
+    with pytest.raises(MpqError, match="this network cannot be quantized"):
+        Refuse()(tvm.IRModule({}))

@@ -12,6 +12,7 @@ from tvm import IRModule, relax
 from tvm_mpq.quantization.grid import Grid
 from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.annotate import MOVING_KINDS
+from tvm_mpq.transform.operator_body import read_body
 
 ACCUMULATING_KINDS = frozenset({"conv2d", "depthwise_conv2d", "matmul"})
 """Kinds that can leave an 8-bit region from their accumulator, without an 8-bit output."""
@@ -69,8 +70,7 @@ class AssignGrids:
                 attributes[attr.REASON] = "moves its input, which is stored in " + stored[variable]
             if stored[variable] == "uint8" or variable in needed:
                 same = kind in _SAME_GRID_KINDS and precision == "w8a8"
-                name = attr.text(function, attr.OPERATOR)
-                grid = grids[source] if same else Grid.from_range(*self.ranges.operators[name])
+                grid = grids[source] if same else self._own_grid(function)
                 grids[variable] = grid
                 attributes |= {attr.SCALE: grid.scale, attr.ZERO_POINT: grid.zero_point}
             result.update_func(call.op, function.with_attrs(attributes))
@@ -78,6 +78,16 @@ class AssignGrids:
             mod.get_global_var("main"), main.with_attr(attr.INPUT_GRIDS, json.dumps(input_grids))
         )
         return result
+
+    def _own_grid(self, function: relax.Function) -> Grid:
+        """The grid of the observed range, inside the operator's activation: saturation then is the clip.
+
+        Only a tensor that was never seen to leave zero could have a wider one: its grid reaches to 1 or to the bound.
+        """
+        low, high = self.ranges.operators[attr.text(function, attr.OPERATOR)]
+        if low == high == 0.0:
+            high = min(1.0, max(read_body(function).high, 0.0))
+        return Grid.from_range(low, high)
 
 
 def _read_in_8_bits(calls: list[tuple[relax.Var, relax.Function, relax.Call]]) -> set[relax.Var]:

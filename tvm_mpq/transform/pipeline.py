@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tvm
+import tvm_ffi
 from tvm import IRModule, relax
 
 from tvm_mpq.errors import MpqError
@@ -15,6 +16,9 @@ from tvm_mpq.transform.annotate import AnnotatePrecision
 from tvm_mpq.transform.assign_grids import AssignGrids, TensorRanges
 from tvm_mpq.transform.lower_operators import LowerOperators
 from tvm_mpq.transform.schedule_kernels import ScheduleKernels
+
+# A pass runs inside TVM, which would otherwise hand its errors back as RuntimeError.
+tvm_ffi.register_error("MpqError", MpqError)
 
 
 @dataclass(frozen=True)
