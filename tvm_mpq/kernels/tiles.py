@@ -52,13 +52,16 @@ def default_convolution_tile(
     tile_bytes = rows * shape.reduction(intrinsic.group) * _BYTES[intrinsic.activation]
     wanted = max(1, min(_TASK_BYTES // tile_bytes, tiles // (4 * threads)))
     row_tiles = max(d for d in _divisors(tiles) if d <= wanted)
-    few = tiles // row_tiles < 2 * threads
     column_tiles = columns
-    if few:
+    # Where rows are few and channels many, tasks take all rows and part of the weights: each weight is read once.
+    all_rows_fit = tiles * tile_bytes <= _WHOLE_BYTES and columns >= 4 * threads
+    by_columns = tiles // row_tiles < 2 * threads or all_rows_fit
+    if by_columns:
+        row_tiles = tiles if all_rows_fit else row_tiles
         column_tiles = max(d for d in _divisors(columns) if columns // d >= min(columns, 4 * threads))
     # Floats need the loop overhead hidden; integers gain nothing from more and grow the code.
     unroll = max(d for d in ((1, 2, 4) if intrinsic.accumulator == "float32" else (1, 2)) if steps % d == 0)
-    stage_whole = staged and few and columns > column_tiles
+    stage_whole = staged and by_columns and columns > column_tiles
     return ConvolutionTile(rows, nr, row_tiles, column_tiles, unroll, staged, stage_whole)
 
 
@@ -68,6 +71,9 @@ def _registers(intrinsic: Intrinsic, rows: int, blocks: int) -> int:
 
 
 _TASK_BYTES = 65536
+_WHOLE_BYTES = 131072
+_FIRST_CACHE = 24576
+"""What of the first-level cache a panel of weights may fill; a larger one comes from the second, 30 bytes a cycle."""
 _BYTES = {"float32": 4, "int16": 2, "uint8": 1, "int8": 1}
 
 
@@ -77,6 +83,9 @@ def _cost(shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, blocks: int,
     padded = -(-shape.rows // rows) * rows / shape.rows
     # Two loads and two multiplies a cycle; short accumulation chains do not hide the multiplier's latency.
     cycles = max(multiplies / 2, loads / 2, 4.0 if intrinsic.accumulator == "float32" else 1.0)
+    step_bytes = blocks * intrinsic.lanes * intrinsic.group * _BYTES[intrinsic.weight]
+    if step_bytes * shape.reduction(intrinsic.group) // intrinsic.group > _FIRST_CACHE:
+        cycles = max(cycles, step_bytes / 30)
     cycles += 0.08 * loads
     staging = 1 + 3 / shape.out_channels if staged else 1.0
     return cycles / multiplies * padded * staging
