@@ -87,7 +87,9 @@ def pixels(tensor: te.Tensor, name: str) -> te.Tensor:
     return te.compute((n * h * w, c), lambda m, k: tensor[m // (h * w), m // w % h, m % w, k], name)
 
 
-def default_depthwise_tile(shape: ConvolutionShape, lanes: int, in_dtype: str) -> DepthwiseTile:
+def default_depthwise_tile(
+    shape: ConvolutionShape, lanes: int, in_dtype: str, threads: int = 2
+) -> DepthwiseTile:
     """About eight registers of results, and tasks whose padded input stays in the cache.
 
     Floats and strided windows gain from two vectors a column (fewer address steps a load); 8-bit taps are widened by
@@ -109,7 +111,10 @@ def default_depthwise_tile(shape: ConvolutionShape, lanes: int, in_dtype: str) -
     fitting = [
         d for d in range(1, blocks + 1) if blocks % d == 0 and d * vector * line <= _STAGE_BYTES[in_dtype]
     ]
-    return DepthwiseTile(columns, vector, rows, vector * max(fitting, default=1))
+    row_tasks = shape.batch * shape.out_height // rows
+    # Blocks of all row tasks laid end to end: a task takes ``size`` of one row task's.
+    size = min(fitting or [1], key=lambda d: (-(-row_tasks * (blocks // d) // threads) * d, -d))
+    return DepthwiseTile(columns, vector, rows, vector * size)
 
 
 def vector_width(channels: int, lanes: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, packed_weight_shape
@@ -30,6 +31,14 @@ def _divisors(value: int) -> list[int]:
     return [d for d in range(1, value + 1) if value % d == 0]
 
 
+def balanced(sizes: Iterable[int], units: int, threads: int) -> int:
+    """The task size of ``sizes`` (divisors of ``units``) whose longest thread is shortest, the largest of equals.
+
+    TVM gives each thread an equal number of tasks, give or take one.
+    """
+    return min(sizes, key=lambda size: (-(-(units // size) // threads) * size, -size))
+
+
 def default_convolution_tile(
     shape: ConvolutionShape, intrinsic: Intrinsic, in_place: bool, threads: int = 2
 ) -> ConvolutionTile:
@@ -51,7 +60,7 @@ def default_convolution_tile(
     # A task's patches fit the first cache twice over, and there are several tasks a thread so that none waits long.
     tile_bytes = rows * shape.reduction(intrinsic.group) * _BYTES[intrinsic.activation]
     wanted = max(1, min(_TASK_BYTES // tile_bytes, tiles // (4 * threads)))
-    row_tiles = max(d for d in _divisors(tiles) if d <= wanted)
+    row_tiles = balanced([d for d in _divisors(tiles) if d <= wanted], tiles, threads)
     column_tiles = columns
     # Where rows are few and channels many, tasks take all rows and part of the weights: each weight is read once.
     all_rows_fit = tiles * tile_bytes <= _WHOLE_BYTES and columns >= 4 * threads
