@@ -53,7 +53,9 @@ def compile_command(
     baseline: Annotated[
         bool, typer.Option("--baseline/--no-baseline", help="Also compile the fp32 package to compare with.")
     ] = True,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Recorded in the package; compiling draws nothing at random.")
+    ] = 0,
     json: JsonOption = None,
 ) -> None:
     """Compile an ONNX network to a package, with the fp32 package to compare with beside it."""

@@ -74,9 +74,8 @@ def lower_concat(emitter: Emitter, operation: Operation) -> relax.Var:
         arguments.append(np.array([g.scale / out.scale for g in grids[:-1] if g is not None], np.float32))
         arguments.append(np.array([g.zero_point for g in grids if g is not None], np.int32))
     shape = operation.output.form_shape(layout)
-    precision = "w8a8" if operation.activations == "uint8" else "fp32"
     result = emitter.kernel(
-        function, f"concat_{precision}", arguments, shape, operation.activations, operation.name
+        function, f"concat_{operation.precision}", arguments, shape, operation.activations, operation.name
     )
     operation.output.forms[operation.activations, layout] = result
     return result

@@ -23,7 +23,7 @@ def lower_max_pool(emitter: Emitter, operation: Operation) -> relax.Var:
     function = pooling.max_pool(shape, operation.activations)
     dims = operation.output.pixel_shape
     return emitter.kernel(
-        function, f"max_pool_{_precision(operation)}", [x], dims, operation.activations, operation.name
+        function, f"max_pool_{operation.precision}", [x], dims, operation.activations, operation.name
     )
 
 
@@ -41,7 +41,7 @@ def lower_average_pool(emitter: Emitter, operation: Operation) -> relax.Var:
         arguments += _average_arguments(operation, divisor, covered)
     return emitter.kernel(
         function,
-        f"average_pool_{_precision(operation)}",
+        f"average_pool_{operation.precision}",
         arguments,
         operation.output.pixel_shape,
         operation.activations,
@@ -58,12 +58,8 @@ def lower_global_average_pool(emitter: Emitter, operation: Operation) -> relax.V
     if operation.activations == "uint8":
         plane = np.array([h * w])
         arguments += _average_arguments(operation, plane, plane)
-    name = f"global_average_pool_{_precision(operation)}"
+    name = f"global_average_pool_{operation.precision}"
     return emitter.kernel(function, name, arguments, (n, c), operation.activations, operation.name)
-
-
-def _precision(operation: Operation) -> str:
-    return "w8a8" if operation.activations == "uint8" else "fp32"
 
 
 def _average_arguments(operation: Operation, divisor: np.ndarray, covered: np.ndarray) -> list[object]:

@@ -9,6 +9,7 @@ inside its range, where saturation is the clip.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,7 @@ from tvm_mpq.quantization.weights import round_weights, weight_scales
 from tvm_mpq.quantization.winograd import pack_winograd
 from tvm_mpq.transform.operation import Operation
 from tvm_mpq.transform.operator_body import OperatorBody, read_body
-from tvm_mpq.transform.tensors import Emitter, Layout, elements
+from tvm_mpq.transform.tensors import Emitter, Layout
 
 Array = npt.NDArray[Any]
 
@@ -65,7 +66,7 @@ def lower_matmul(emitter: Emitter, operation: Operation, instruction: str) -> re
     assert body.weight is not None
     source = operation.inputs[0].shape
     channels, out_channels = body.weight.shape
-    shape = ConvolutionShape(elements(source) // channels, 1, 1, channels, out_channels)
+    shape = ConvolutionShape(math.prod(source) // channels, 1, 1, channels, out_channels)
     weight = body.weight.T[:, :, None, None]
     return _lower_matrix(emitter, operation, body, weight, shape, "plain", instruction)
 

@@ -23,3 +23,8 @@ class Operation:
     output: Tensor
     activations: str
     stored: str
+
+    @property
+    def precision(self) -> str:
+        """``w8a8`` or ``fp32``, as kernels' names say it."""
+        return "w8a8" if self.activations == "uint8" else "fp32"

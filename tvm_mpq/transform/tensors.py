@@ -6,7 +6,6 @@ float32 or uint8. Conversions are made where an operator asks for them, once for
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -122,8 +121,3 @@ def _grid(tensor: Tensor) -> Grid:
     if tensor.grid is None:
         raise AssertionError("a tensor without a grid was asked for in 8 bits")
     return tensor.grid
-
-
-def elements(shape: Sequence[int]) -> int:
-    """The number of elements of ``shape``."""
-    return math.prod(shape)
