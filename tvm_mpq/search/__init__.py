@@ -1,0 +1,1 @@
+"""Choosing precisions: the integer program and the fronts that it draws."""
