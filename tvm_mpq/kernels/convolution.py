@@ -5,7 +5,7 @@ input channels of a group; a kernel row's elements are padded to a multiple of t
 
     padded[n, h, w·C + c] = x in the intrinsic's dtype, less its zero-point when integer; 0 in the padding
     stage[g, m, k]     = padded at the input pixel of (m, k); anything where the reduction is padded, as its weight is 0
-    acc[g, m, n, l]    = Σ_k stage[g, m, k] · weight[g, n, k/G, l, k mod G]
+    acc[g, m, n, l]    = Σ_k stage[g, m, k] · weight[g, n, k/G, k mod G / P, l, k mod P] (· factor[g, n, group of k, l])
     out[m, channel]    = acc + bias, requantized, or rescaled to float, or activated
 
 Where the intrinsic reads uint8 the zero-point is not subtracted: it is what padding is filled with, and the constant
@@ -23,6 +23,7 @@ from tvm.tirx import Expr, PrimFunc
 
 from tvm_mpq.kernels.intrinsic import Intrinsic
 from tvm_mpq.kernels.requantize import requantize
+from tvm_mpq.kernels.tensor_intrinsics import nibble
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,14 @@ class ConvolutionShape:
         """Multiply-accumulates of one call."""
         return self.rows * self.out_channels * math.prod(self.kernel) * self.in_channels // self.groups
 
+    @property
+    def run(self) -> int:
+        """Elements of the reduction in a kernel row."""
+        return self.kernel[1] * self.in_channels // self.groups
+
     def reduction(self, group: int) -> int:
         """Length of the reduction: kernel rows × elements of one, padded to a multiple of ``group``."""
-        return self.kernel[0] * _round_up(self.kernel[1] * self.in_channels // self.groups, group)
+        return self.kernel[0] * _round_up(self.run, group)
 
     def is_plain_matrix(self) -> bool:
         """Whether rows of the matrix are rows of the input: 1×1, stride 1, no padding, one group."""
@@ -86,26 +92,42 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def packed_weight_shape(shape: ConvolutionShape, intrinsic: Intrinsic) -> tuple[int, int, int, int, int]:
-    """[groups, channel blocks, reduction / G, lanes, G] of the packed weights."""
+def packed_weight_shape(shape: ConvolutionShape, intrinsic: Intrinsic) -> tuple[int, int, int, int, int, int]:
+    """[groups, channel blocks, reduction / G, words, lanes, G / words] of the packed weights; two words a byte."""
     blocks = -(-(shape.out_channels // shape.groups) // intrinsic.lanes)
     steps = shape.reduction(intrinsic.group) // intrinsic.group
-    return (shape.groups, blocks, steps, intrinsic.lanes, intrinsic.group)
+    words = intrinsic.words // 2 if intrinsic.nibbles else intrinsic.words
+    return (shape.groups, blocks, steps, words, intrinsic.lanes, intrinsic.per_word)
+
+
+def packed_factor_shape(
+    shape: ConvolutionShape, intrinsic: Intrinsic, weight_group: int
+) -> tuple[int, int, int, int]:
+    """[groups, channel blocks, groups of weights, lanes]; groups of ``weight_group`` restart at each kernel row."""
+    groups, blocks = packed_weight_shape(shape, intrinsic)[:2]
+    return (groups, blocks, shape.kernel[0] * -(-shape.run // weight_group), intrinsic.lanes)
 
 
 def convolution(
-    shape: ConvolutionShape, in_dtype: str, out: Output, intrinsic: Intrinsic, row_tile: int = 1
+    shape: ConvolutionShape,
+    in_dtype: str,
+    out: Output,
+    intrinsic: Intrinsic,
+    row_tile: int = 1,
+    weight_group: int = 0,
 ) -> PrimFunc:
     """The definition as a PrimFunc with blocks ``padded``, ``stage``, ``acc``, ``finished`` and ``out``, unscheduled.
 
-    Parameters, in order: x [N·H·W, C] of ``in_dtype``; packed weights; bias [groups, blocks, lanes] of the
-    accumulator's dtype; for integers multiplier [groups, blocks, lanes] float32 and grid int32[2] (input and output
-    zero-point); then the output [rows, out_channels]. ``row_tile``: rows are padded to a multiple of it inside.
+    Parameters, in order: x [N·H·W, C] of ``in_dtype``; packed weights; factors int8 where the intrinsic multiplies
+    each ``weight_group`` of the reduction by one; bias [groups, blocks, lanes] of the accumulator's dtype; for integers
+    multiplier [groups, blocks, lanes] float32 and grid int32[2] (input and output zero-point); then the output
+    [rows, out_channels]. ``row_tile``: rows are padded to a multiple of it inside.
     """
     integer = in_dtype == "uint8"
     x = te.placeholder((shape.batch * shape.height * shape.width, shape.in_channels), in_dtype, "x")
     weight_shape = packed_weight_shape(shape, intrinsic)
-    groups, blocks, steps, lanes, group = weight_shape
+    groups, blocks, steps, _, lanes, per_word = weight_shape
+    group = intrinsic.group
     weight = te.placeholder(weight_shape, intrinsic.weight, "weight")
     channel_shape = (groups, blocks, lanes)
     bias = te.placeholder(channel_shape, intrinsic.accumulator, "bias")
@@ -117,9 +139,24 @@ def convolution(
     k = te.reduce_axis((0, steps), "k")
     inner = te.reduce_axis((0, group), "inner")
 
+    factor = None
+    if intrinsic.multiplied:
+        factor = te.placeholder(packed_factor_shape(shape, intrinsic, weight_group), "int8", "factor")
+
+    def code(g: Expr, n: Expr, lane: Expr) -> Expr:
+        if intrinsic.nibbles:
+            return nibble(weight[g, n, k, inner // (2 * per_word), lane, inner % per_word], inner // per_word)
+        word = inner // per_word if intrinsic.words > 1 else 0
+        within = inner % per_word if intrinsic.words > 1 else inner
+        return weight[g, n, k, word, lane, within].astype(intrinsic.accumulator)
+
     def product(g: Expr, m: Expr, n: Expr, lane: Expr) -> Expr:
-        a = stage[g, m, k * group + inner].astype(intrinsic.accumulator)
-        return te.sum(a * weight[g, n, k, lane, inner].astype(intrinsic.accumulator), axis=[k, inner])
+        value = stage[g, m, k * group + inner].astype(intrinsic.accumulator) * code(g, n, lane)
+        if factor is not None:
+            row_steps, row_groups = steps // shape.kernel[0], -(-shape.run // weight_group)
+            at = k // row_steps * row_groups + k % row_steps * group // weight_group
+            value = value * factor[g, n, at, lane].astype("int32")
+        return te.sum(value, axis=[k, inner])
 
     acc = te.compute((groups, rows, blocks, lanes), product, "acc")
 
@@ -139,8 +176,9 @@ def convolution(
         return finished[0 if groups == 1 else c // channels, m, within // lanes, within % lanes]
 
     result = te.compute((shape.rows, shape.out_channels), at, "out")
-    parameters = [x, weight, bias, multiplier, grid, result] if integer else [x, weight, bias, result]
-    return te.create_prim_func(parameters)
+    factors = [] if factor is None else [factor]
+    scales = [multiplier, grid] if integer else []
+    return te.create_prim_func([x, weight, *factors, bias, *scales, result])
 
 
 def activate(value: Expr, out: Output) -> Expr:

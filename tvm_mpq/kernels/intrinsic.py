@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tvm_mpq.errors import MpqError
-from tvm_mpq.kernels import tensor_intrinsics
+from tvm_mpq.kernels.tensor_intrinsics import Step, register
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,9 @@ class Intrinsic:
     ``activation`` is the dtype that the step reads (activations of another dtype are staged first), ``weight`` and
     ``accumulator`` the others; one step makes ``lanes`` results from ``group`` products each. ``family`` names the
     tensor intrinsic, or is None where LLVM finds the instruction itself in vectorized code (fused multiply-add).
-    ``registers`` counts the vector registers that hold a tile.
+    ``registers`` counts the vector registers that hold a tile. The activations of a step come in ``words`` of 32 bits.
+    ``nibbles``: weights of up to four bits lie two in a byte and are unpacked in registers. ``multiplied``: the sum of
+    a step is multiplied by an integer of its group of weights.
     """
 
     name: str
@@ -29,12 +31,29 @@ class Intrinsic:
     group: int
     registers: int
     family: str | None = None
+    words: int = 1
+    nibbles: bool = False
+    multiplied: bool = False
+
+    @property
+    def per_word(self) -> int:
+        """Products a lane makes with one broadcast word of activations."""
+        return self.group // self.words
 
     def tensor_intrinsic(self) -> str | None:
         """The registered name for ``Schedule.tensorize``, or None when the step is plain vector code."""
         if self.family is None:
             return None
-        return tensor_intrinsics.register(self.family, self.activation, self.lanes, self.group)
+        step = Step(
+            self.family,
+            self.activation,
+            self.lanes,
+            self.per_word,
+            self.words,
+            self.nibbles,
+            self.multiplied,
+        )
+        return register(step)
 
 
 def _float(name: str, lanes: int, registers: int) -> Intrinsic:
@@ -83,6 +102,53 @@ def intrinsic(instruction: str, weight: str, channels: int) -> Intrinsic:
         if channels % narrow.lanes == 0:
             return replace(narrow, registers=row.registers)
     return row
+
+
+def words_that_fit(bits: int) -> int:
+    """How many words' int16 pair sums of u8 × ``bits``-bit codes (±(2^(bits−1) − 1)) stay within ±32767."""
+    return 32767 // (2 * 255 * (2 ** (bits - 1) - 1))
+
+
+def narrow_intrinsic(row: Intrinsic, bits: int, weight_group: int, run: int) -> Intrinsic:
+    """The row for codes of ``bits`` bits in place of ``row`` for 8, or ``row`` where nothing is gained.
+
+    ``weight_group``: codes share an integer multiplier in groups of so many (0: none); ``run``: the elements of a
+    kernel row of the reduction, which each row pads to its own group. Without VNNI, codes of up to 7 bits allow the
+    instruction that saturates at 8. Up to 4 bits stay packed in memory. A row that cannot apply the groups'
+    multipliers gets the codes multiplied.
+    """
+    nibbles = bits <= 4
+    if row.family is None or bits > 7 or (weight_group and not nibbles):
+        return row
+    family = "pmaddubsw" if row.family == "pmaddwd" else row.family
+    if family == row.family and not nibbles:
+        return row
+    best = None
+    for words in (2, 4, 8) if nibbles else (1, 2, 4):
+        group = 4 * words
+        if family == "pmaddubsw" and words > words_that_fit(bits):
+            continue
+        if weight_group % group != 0 or (words == 8 and not weight_group):
+            continue
+        # An instruction for each word, and one to widen or multiply their sum.
+        overhead = 1 / words if family == "pmaddubsw" or weight_group else 0.0
+        cost = -(-run // group) * group * (1 + overhead)
+        if best is None or cost < best[0]:
+            best = (cost, words)
+    if best is None:
+        return row
+    words = best[1]
+    return replace(
+        row,
+        name=f"{family}{32 * row.lanes}",
+        activation="uint8",
+        weight="uint8" if nibbles else "int8",
+        group=4 * words,
+        family=family,
+        words=words,
+        nibbles=nibbles,
+        multiplied=bool(weight_group),
+    )
 
 
 def winograd_intrinsic(instruction: str, in_dtype: str) -> Intrinsic | None:

@@ -11,7 +11,7 @@ from tvm.tirx import PrimFunc
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, convolution
 from tvm_mpq.kernels.depthwise import default_depthwise_tile, depthwise, schedule_depthwise
-from tvm_mpq.kernels.intrinsic import FLOAT, Intrinsic, intrinsic, winograd_intrinsic
+from tvm_mpq.kernels.intrinsic import FLOAT, Intrinsic, intrinsic, narrow_intrinsic, winograd_intrinsic
 from tvm_mpq.kernels.schedule_convolution import schedule_convolution
 from tvm_mpq.kernels.tiles import default_convolution_tile
 from tvm_mpq.kernels.winograd import WinogradGeometry, default_winograd_tile, winograd_fits, winograd_pays
@@ -29,11 +29,15 @@ class KernelSpec:
     in_dtype: str
     out: Output
     instruction: str
+    weight_bits: int = 8
+    weight_group: int = 0
 
     @property
     def precision(self) -> str:
-        """``w8a8`` or ``fp32``."""
-        return "w8a8" if self.in_dtype == "uint8" else "fp32"
+        """``fp32``, or ``w8a8`` and the like."""
+        if self.in_dtype != "uint8":
+            return "fp32"
+        return f"w{self.weight_bits}" + (f"g{self.weight_group}" if self.weight_group else "") + "a8"
 
     @property
     def name(self) -> str:
@@ -56,7 +60,8 @@ class KernelSpec:
             assert row is not None
             return row
         weight = "int8" if self.in_dtype == "uint8" else "float32"
-        return intrinsic(self.instruction, weight, self.shape.out_channels // self.shape.groups)
+        row = intrinsic(self.instruction, weight, self.shape.out_channels // self.shape.groups)
+        return narrow_intrinsic(row, self.weight_bits, self.weight_group, self.shape.run)
 
     @property
     def in_place(self) -> bool:
@@ -70,6 +75,8 @@ class KernelSpec:
         row = winograd_intrinsic(self.instruction, self.in_dtype)
         if self.family != "conv2d" or row is None or not winograd_fits(self.shape, self.in_dtype):
             return self
+        if self.row.nibbles:
+            return self  # transformed weights would take seven times the memory
         return replace(self, family="winograd") if winograd_pays(WinogradGeometry(self.shape, row)) else self
 
     def define(self) -> PrimFunc:
@@ -79,7 +86,7 @@ class KernelSpec:
         if self.family == "depthwise":
             definition = depthwise(self.shape, self.in_dtype, self.out)
         else:
-            definition = convolution(self.shape, self.in_dtype, self.out, self.row)
+            definition = convolution(self.shape, self.in_dtype, self.out, self.row, 1, self.weight_group)
         return definition.with_attr(ATTRIBUTE, self.to_json())
 
     def schedule(self) -> PrimFunc:
@@ -92,7 +99,9 @@ class KernelSpec:
             tile = default_depthwise_tile(self.shape, lanes, self.in_dtype)
             return schedule_depthwise(depthwise(self.shape, self.in_dtype, self.out), self.shape, tile)
         matrix = default_convolution_tile(self.shape, self.row, self.in_place)
-        definition = convolution(self.shape, self.in_dtype, self.out, self.row, matrix.rows)
+        definition = convolution(
+            self.shape, self.in_dtype, self.out, self.row, matrix.rows, self.weight_group
+        )
         return schedule_convolution(definition, self.shape, self.row, matrix)
 
     def to_json(self) -> str:
@@ -105,4 +114,4 @@ class KernelSpec:
         raw = json.loads(text)
         shape: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw["shape"].items()}
         out = Output(raw["out"]["dtype"], raw["out"].get("low", -math.inf), raw["out"].get("high", math.inf))
-        return cls(raw["family"], ConvolutionShape(**shape), raw["in_dtype"], out, raw["instruction"])
+        return cls(**{**raw, "shape": ConvolutionShape(**shape), "out": out})

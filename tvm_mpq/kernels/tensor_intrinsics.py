@@ -1,121 +1,261 @@
 """The dot-product instructions as tensor intrinsics: what one computes (description) and how (implementation).
 
-Every row computes ``C[l] += Σ_g A[g] · B[l, g]`` for ``lanes`` int32 results l and ``group`` products g.
-``A`` is broadcast to all lanes as one 32-bit word, so ``group`` activations fill 32 bits.
+Every one computes ``C[l] += Σ_g A[g] · B[g // P, l, g mod P]`` for ``lanes`` int32 results l, ``group`` products g and
+P products a word: ``A`` is read word by word, each broadcast to all lanes, so P activations fill 32 bits. With a
+multiplier it is ``C[l] += D[l] · Σ_g …``. Weights of up to four bits lie two in a byte, code + 8, those of an even
+word in the low half.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 from tvm.tirx import Expr, PrimFunc
 
-Multiply = Callable[[Expr, Expr, Expr], Expr]
-"""(accumulator int32xL, broadcast activations int32xL, weights int8x(L·group)) → new accumulator int32xL."""
+NIBBLE_OFFSET = 8
+"""What is added to a 4-bit code where two are stored in a byte."""
 
 
-def _description(activation: str, lanes: int, group: int) -> PrimFunc:
+@dataclass(frozen=True)
+class Step:
+    """What a tensor intrinsic is made for: ``words`` of 32 bits of activations a step, and how weights are stored."""
+
+    family: str
+    activation: str
+    lanes: int
+    per_word: int
+    words: int = 1
+    nibbles: bool = False
+    multiplied: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name it is registered under."""
+        text = f"tvm_mpq.{self.family}.{self.lanes}x{self.words}x{self.per_word}"
+        return text + ("n" if self.nibbles else "") + ("m" if self.multiplied else "")
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int]:
+        """Of the weights that one step reads: words (two a byte: half as many), lanes, products a word."""
+        return (self.words // 2 if self.nibbles else self.words, self.lanes, self.per_word)
+
+
+def nibble(byte: Expr, word: Expr) -> Expr:
+    """The code, int32, that lies in ``byte`` for word number ``word``."""
+    return ((byte.astype("int32") >> (word % 2 * 4)) & 15) - NIBBLE_OFFSET
+
+
+def _description(step: Step) -> PrimFunc:
+    lanes, per, group = step.lanes, step.per_word, step.words * step.per_word
+    shape, stored = step.weight_shape, "uint8" if step.nibbles else "int8"
+
+    def weight(B: T.Buffer, lane: Expr, g: Expr) -> Expr:
+        if step.nibbles:
+            return nibble(B[g // (2 * per), lane, g % per], g // per)
+        return T.cast(B[0, lane, g] if step.words == 1 else B[g // per, lane, g % per], "int32")
+
+    if not step.multiplied:
+
+        @T.prim_func(s_tir=True)
+        def plain(
+            A: T.Buffer((group,), step.activation, offset_factor=1),
+            B: T.Buffer(shape, stored, offset_factor=1),
+            C: T.Buffer((lanes,), "int32", offset_factor=1),
+        ) -> None:
+            with T.sblock("root"):
+                T.reads(C[0:lanes], A[0:group], B[0 : shape[0], 0:lanes, 0:per])
+                T.writes(C[0:lanes])
+                for i in T.serial(0, lanes):
+                    for k in T.serial(0, group):
+                        with T.sblock("update"):
+                            vi, vk = T.axis.remap("SR", [i, k])
+                            C[vi] = C[vi] + T.cast(A[vk], "int32") * weight(B, vi, vk)
+
+        return plain
+
     @T.prim_func(s_tir=True)
-    def description(
-        A: T.Buffer((group,), activation, offset_factor=1),
-        B: T.Buffer((lanes, group), "int8", offset_factor=1),
+    def multiplied(
+        A: T.Buffer((group,), step.activation, offset_factor=1),
+        B: T.Buffer(shape, stored, offset_factor=1),
+        D: T.Buffer((lanes,), "int8", offset_factor=1),
         C: T.Buffer((lanes,), "int32", offset_factor=1),
     ) -> None:
         with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:group], B[0:lanes, 0:group])
+            T.reads(C[0:lanes], A[0:group], B[0 : shape[0], 0:lanes, 0:per], D[0:lanes])
             T.writes(C[0:lanes])
             for i in T.serial(0, lanes):
                 for k in T.serial(0, group):
                     with T.sblock("update"):
                         vi, vk = T.axis.remap("SR", [i, k])
-                        C[vi] = C[vi] + T.cast(A[vk], "int32") * T.cast(B[vi, vk], "int32")
+                        C[vi] = C[vi] + T.cast(A[vk], "int32") * weight(B, vi, vk) * T.cast(D[vi], "int32")
 
-    return description
+    return multiplied
 
 
-def _implementation(activation: str, lanes: int, group: int, multiply: Multiply) -> PrimFunc:
-    activation_vector = f"{activation}x{group}"
-    weight_vector = f"int8x{lanes * group}"
-    accumulator_vector = f"int32x{lanes}"
+def _implementation(step: Step) -> PrimFunc:
+    lanes, per, group = step.lanes, step.per_word, step.words * step.per_word
+    shape, stored = step.weight_shape, "uint8" if step.nibbles else "int8"
+
+    def activations(A: T.Buffer) -> list[Expr]:
+        words = [A.vload([word * per], f"{step.activation}x{per}") for word in range(step.words)]
+        return [T.broadcast(T.reinterpret(word, dtype="int32"), lanes) for word in words]
+
+    def weights(B: T.Buffer) -> list[Expr]:
+        vectors = [B.vload([word, 0, 0], f"{stored}x{lanes * per}") for word in range(shape[0])]
+        return [half for vector in vectors for half in _halves(vector, lanes * per)] if step.nibbles else vectors
+
+    multiply = _FAMILIES[step.family](lanes)
+
+    if not step.multiplied:
+
+        @T.prim_func(s_tir=True)
+        def plain(
+            A: T.Buffer((group,), step.activation, offset_factor=1),
+            B: T.Buffer(shape, stored, offset_factor=1),
+            C: T.Buffer((lanes,), "int32", offset_factor=1),
+        ) -> None:
+            with T.sblock("root"):
+                T.reads(C[0:lanes], A[0:group], B[0 : shape[0], 0:lanes, 0:per])
+                T.writes(C[0:lanes])
+                C[T.ramp(T.int32(0), 1, lanes)] = multiply(
+                    C.vload([0], f"int32x{lanes}"), activations(A), weights(B), None
+                )
+
+        return plain
 
     @T.prim_func(s_tir=True)
-    def implementation(
-        A: T.Buffer((group,), activation, offset_factor=1),
-        B: T.Buffer((lanes, group), "int8", offset_factor=1),
+    def multiplied(
+        A: T.Buffer((group,), step.activation, offset_factor=1),
+        B: T.Buffer(shape, stored, offset_factor=1),
+        D: T.Buffer((lanes,), "int8", offset_factor=1),
         C: T.Buffer((lanes,), "int32", offset_factor=1),
     ) -> None:
         with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:group], B[0:lanes, 0:group])
+            T.reads(C[0:lanes], A[0:group], B[0 : shape[0], 0:lanes, 0:per], D[0:lanes])
             T.writes(C[0:lanes])
             C[T.ramp(T.int32(0), 1, lanes)] = multiply(
-                C.vload([0], accumulator_vector),
-                T.broadcast(T.reinterpret(A.vload([0], activation_vector), dtype="int32"), lanes),
-                B.vload([0, 0], weight_vector),
+                C.vload([0], f"int32x{lanes}"),
+                activations(A),
+                weights(B),
+                T.cast(D.vload([0], f"int8x{lanes}"), f"int32x{lanes}"),
             )
 
-    return implementation
+    return multiplied
+
+
+def _halves(bytes_: Expr, count: int) -> list[Expr]:
+    """Two vectors of ``count`` int8 codes from one of ``count`` bytes with two codes each."""
+    low = bytes_ & T.broadcast(T.uint8(15), count)
+    # There is no shift of bytes: shift pairs and clear what came from the neighbour.
+    pairs = T.reinterpret(bytes_, dtype=f"uint16x{count // 2}")
+    shifted = T.shift_right(pairs, T.broadcast(T.uint16(4), count // 2))
+    high = T.reinterpret(shifted, dtype=f"uint8x{count}") & T.broadcast(T.uint8(15), count)
+    offset = T.broadcast(T.int8(NIBBLE_OFFSET), count)
+    return [T.reinterpret(half, dtype=f"int8x{count}") - offset for half in (low, high)]
+
+
+Multiply = Callable[[Expr, Sequence[Expr], Sequence[Expr], Expr | None], Expr]
+"""(accumulator int32xL, words of activations each broadcast as int32xL, weights int8x(L·P) a word, multiplier int32xL
+or None) → new accumulator int32xL."""
+
+
+def _call(name: str, dtype: str, *arguments: Expr) -> Expr:
+    return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *arguments, dtype=dtype)
+
+
+_PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
+_PMADDUBSW = {
+    4: "llvm.x86.ssse3.pmadd.ub.sw.128",
+    8: "llvm.x86.avx2.pmadd.ub.sw",
+    16: "llvm.x86.avx512.pmaddubs.w.512",
+}
+_VPDPBUSD = {8: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.512"}
 
 
 def _pmaddwd(lanes: int) -> Multiply:
     """Widen the weights to int16, multiply pairs: exact, no saturating intermediate (SSE2, AVX2, AVX-512BW)."""
-    name = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}[
-        lanes
-    ]
 
-    def multiply(accumulator: Expr, activations: Expr, weights: Expr) -> Expr:
-        return accumulator + T.call_llvm_pure_intrin(
-            T.llvm_lookup_intrinsic_id(name),
-            T.reinterpret(activations, dtype=f"int16x{2 * lanes}"),
-            T.cast(weights, f"int16x{2 * lanes}"),
-            dtype=f"int32x{lanes}",
-        )
+    def multiply(
+        accumulator: Expr, activations: Sequence[Expr], weights: Sequence[Expr], multiplier: Expr | None
+    ) -> Expr:
+        assert multiplier is None
+        for word, weight in zip(activations, weights, strict=True):
+            pair = f"int16x{2 * lanes}"
+            product = _call(
+                _PMADDWD[lanes], f"int32x{lanes}", T.reinterpret(word, dtype=pair), T.cast(weight, pair)
+            )
+            accumulator = accumulator + product
+        return accumulator
+
+    return multiply
+
+
+def _pmaddubsw(lanes: int) -> Multiply:
+    """Multiply u8 by s8 into int16 pair sums, add those of all words in int16, widen once.
+
+    Exact only while the int16 sums hold: words · 2 · 255 · |weight| ≤ 32767 (:func:`intrinsic.words_that_fit`).
+    The widening multiply is by one, or by the multiplier in both halves of a lane.
+    """
+
+    def multiply(
+        accumulator: Expr, activations: Sequence[Expr], weights: Sequence[Expr], multiplier: Expr | None
+    ) -> Expr:
+        halves = f"int16x{2 * lanes}"
+        total: Expr | None = None
+        for word, weight in zip(activations, weights, strict=True):
+            bytes_ = T.reinterpret(word, dtype=f"int8x{4 * lanes}")
+            pairs = _call(_PMADDUBSW[lanes], halves, bytes_, weight)
+            total = pairs if total is None else total + pairs
+        if multiplier is None:
+            factor = T.broadcast(T.int16(1), 2 * lanes)
+        else:
+            both = multiplier | T.shift_left(multiplier, T.broadcast(T.int32(16), lanes))
+            factor = T.reinterpret(both, dtype=halves)
+        return accumulator + _call(_PMADDWD[lanes], f"int32x{lanes}", total, factor)
 
     return multiply
 
 
 def _vpdpbusd(lanes: int) -> Multiply:
     """AVX-512 VNNI and AVX-VNNI: four u8×s8 products added to each lane, exact (not the saturating form)."""
-    name = {8: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.512"}[lanes]
 
-    def multiply(accumulator: Expr, activations: Expr, weights: Expr) -> Expr:
-        return T.call_llvm_pure_intrin(
-            T.llvm_lookup_intrinsic_id(name),
-            accumulator,
-            T.reinterpret(activations, dtype=f"uint8x{4 * lanes}"),
-            weights,
-            dtype=f"int32x{lanes}",
-        )
+    def multiply(
+        accumulator: Expr, activations: Sequence[Expr], weights: Sequence[Expr], multiplier: Expr | None
+    ) -> Expr:
+        total = accumulator if multiplier is None else T.broadcast(T.int32(0), lanes)
+        for word, weight in zip(activations, weights, strict=True):
+            bytes_ = T.reinterpret(word, dtype=f"uint8x{4 * lanes}")
+            total = _call(_VPDPBUSD[lanes], f"int32x{lanes}", total, bytes_, weight)
+        return total if multiplier is None else accumulator + total * multiplier
 
     return multiply
+
+
+_FAMILIES: dict[str, Callable[[int], Multiply]] = {
+    "pmaddwd": _pmaddwd,
+    "pmaddubsw": _pmaddubsw,
+    "vpdpbusd": _vpdpbusd,
+}
 
 
 def multiply_accumulate(
     family: str | None, accumulator: Expr, activations: Expr, weights: Expr, lanes: int
 ) -> Expr:
-    """One step outside a tensor intrinsic: ``activations`` are broadcast to the lanes already.
+    """One word's step outside a tensor intrinsic: ``activations`` are broadcast to the lanes already.
 
     Without a ``family`` it is plain vector arithmetic.
     """
     if family is None:
         return accumulator + activations * weights
-    return _FAMILIES[family](lanes)(accumulator, activations, weights)
-
-
-_FAMILIES: dict[str, Callable[[int], Multiply]] = {"pmaddwd": _pmaddwd, "vpdpbusd": _vpdpbusd}
+    return _FAMILIES[family](lanes)(accumulator, [activations], [weights], None)
 
 
 @cache
-def register(family: str, activation: str, lanes: int, group: int) -> str:
+def register(step: Step) -> str:
     """Register the intrinsic with TVM (once a process) and return its name for ``Schedule.tensorize``."""
-    multiply = _FAMILIES[family](lanes)
-    name = f"tvm_mpq.{family}.{lanes}x{group}"
-    TensorIntrin.register(
-        name,
-        _description(activation, lanes, group),
-        _implementation(activation, lanes, group, multiply),
-        override=True,
-    )
-    return name
+    TensorIntrin.register(step.name, _description(step), _implementation(step), override=True)
+    return step.name

@@ -46,7 +46,7 @@ def default_convolution_tile(
 
     ``in_place``: the kernel could read its input without staging it, in tiles that divide the rows exactly.
     """
-    _, blocks, steps, _, _ = packed_weight_shape(shape, intrinsic)
+    blocks, steps = packed_weight_shape(shape, intrinsic)[1:3]
     best = min(
         (_cost(shape, intrinsic, rows, nr, staged), -rows * nr, rows, nr, staged)
         for staged in ((True, False) if in_place else (True,))

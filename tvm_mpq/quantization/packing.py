@@ -10,8 +10,8 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 
-def pack_weights(w: Array, groups: int, lanes: int, group: int) -> Array:
-    """[O, I/groups, R, S] → [groups, blocks, steps, lanes, group] of the same dtype.
+def pack_weights(w: Array, groups: int, lanes: int, group: int, words: int = 1) -> Array:
+    """[O, I/groups, R, S] → [groups, blocks, steps, words, lanes, group/words] of the same dtype.
 
     The reduction runs over r, s, c with c fastest; each kernel row's S·C elements are padded with zeros to a multiple
     of ``group``, and O/groups to blocks·lanes.
@@ -21,8 +21,30 @@ def pack_weights(w: Array, groups: int, lanes: int, group: int) -> Array:
     blocks, run = -(-per_group // lanes), -(-s * i // group) * group
     padded = np.zeros((groups, blocks * lanes, r, run), w.dtype)
     padded[:, :per_group, :, : s * i] = w.transpose(0, 2, 3, 1).reshape(groups, per_group, r, s * i)
-    blocked = padded.reshape(groups, blocks, lanes, r * run // group, group)
-    return np.ascontiguousarray(blocked.transpose(0, 1, 3, 2, 4))
+    blocked = padded.reshape(groups, blocks, lanes, r * run // group, words, group // words)
+    return np.ascontiguousarray(blocked.transpose(0, 1, 3, 4, 2, 5))
+
+
+def pack_nibbles(packed: Array) -> Array:
+    """[groups, blocks, steps, words, lanes, per word] int8 codes in ±7 → uint8 with half the words.
+
+    A byte holds code + 8 of an even word in its low half and of the next word in its high half.
+    """
+    raised = (packed + 8).astype(np.uint8)
+    return np.ascontiguousarray(raised[:, :, :, 0::2] | raised[:, :, :, 1::2] << 4)
+
+
+def pack_factors(factors: Array, groups: int, lanes: int) -> Array:
+    """[O, R, groups of a kernel row] int8 → [groups, blocks, R · groups of a kernel row, lanes].
+
+    One where lanes are added.
+    """
+    o, r, count = factors.shape
+    per_group = o // groups
+    blocks = -(-per_group // lanes)
+    padded = np.ones((groups, blocks * lanes, r * count), np.int8)
+    padded[:, :per_group] = factors.reshape(groups, per_group, r * count)
+    return np.ascontiguousarray(padded.reshape(groups, blocks, lanes, r * count).transpose(0, 1, 3, 2))
 
 
 def pack_channels(values: Array, groups: int, lanes: int) -> Array:

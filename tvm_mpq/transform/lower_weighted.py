@@ -88,7 +88,7 @@ def _lower_matrix(
     def pack(values: Array) -> Array:
         if spec.family == "winograd":
             return pack_winograd(values, tiled.channels, tiled.block, row.group)
-        return pack_weights(values, shape.groups, row.lanes, row.group)
+        return pack_weights(values, shape.groups, row.lanes, row.group, row.words)
 
     def pack_each(values: Array) -> Array:
         return pack_channels(values, shape.groups, tiled.block if spec.family == "winograd" else row.lanes)
