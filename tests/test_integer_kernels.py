@@ -10,12 +10,13 @@ from kernel_runner import TARGETS, require, run
 from reference import quantized_convolution
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, convolution
-from tvm_mpq.kernels.intrinsic import Intrinsic
+from tvm_mpq.kernels.intrinsic import Intrinsic, words_that_fit
 from tvm_mpq.kernels.schedule_convolution import schedule_convolution
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.kernels.tiles import default_convolution_tile
 from tvm_mpq.quantization.bias import fold_zero_point
-from tvm_mpq.quantization.packing import pack_channels, pack_depthwise, pack_weights
+from tvm_mpq.quantization.packing import pack_channels, pack_depthwise, pack_factors, pack_weights
+from tvm_mpq.quantization.pair_sums import fit_pair_sums, pair_sums_fit
 
 EXAMPLES = settings(
     max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -87,6 +88,87 @@ def test_convolution(instruction: str, shape: ConvolutionShape, zeros: tuple[int
     np.testing.assert_array_equal(
         out, quantized_convolution(q, codes, bias, multiplier, zeros, shape), strict=True
     )
+
+
+@pytest.mark.parametrize("instruction", list(TARGETS))
+@EXAMPLES
+@given(
+    shape=shapes(),
+    bits=st.integers(2, 8),
+    weight_group=st.sampled_from([0, 0, 8, 16, 32, 12]),
+    zeros=st.tuples(st.integers(0, 255), st.integers(0, 255)),
+    seed=st.integers(0, 99),
+)
+def test_narrow_weights(
+    instruction: str,
+    shape: ConvolutionShape,
+    bits: int,
+    weight_group: int,
+    zeros: tuple[int, int],
+    seed: int,
+) -> None:
+    """Codes of few bits, 8-bit codes whose pair sums fit, and groups of codes with a common factor."""
+    require(instruction)
+    largest = 2 ** (bits - 1) - 1
+    q, codes, bias, multiplier = _data(shape, seed)
+    rng = np.random.default_rng(seed)
+    # Extreme codes on extreme activations: a sum that saturates would show.
+    codes = np.where(
+        rng.random(codes.shape) < 0.5, np.sign(codes) * largest, np.clip(codes, -largest, largest)
+    )
+    codes = codes.astype(np.int8)
+    q[rng.random(q.shape) < 0.5] = 255
+    if bits == 8 and not weight_group:
+        codes = fit_pair_sums(codes)
+    multiplied, factors = codes, None
+    if weight_group:
+        count = -(-shape.run // weight_group)
+        factors = rng.integers(1, 127 // largest + 1, (shape.out_channels, shape.kernel[0], count)).astype(
+            np.int8
+        )
+        multiplied = _multiply(codes, factors, weight_group)
+    spec = KernelSpec(
+        "conv2d",
+        shape,
+        "uint8",
+        Output("uint8"),
+        instruction,
+        bits,
+        weight_group,
+        pair_sums_fit(multiplied),
+    )
+    row = spec.row
+    kept = codes if row.multiplied else multiplied
+    weights = [pack_weights(kept, shape.groups, row.lanes, row.group, row.words, row.nibbles)]
+    if row.multiplied:
+        assert factors is not None
+        weights.append(pack_factors(factors, shape.groups, row.lanes))
+    folded = fold_zero_point(bias, multiplied, zeros[0]) if row.activation == "uint8" else bias
+    out = run(
+        spec.schedule(),
+        instruction,
+        q.reshape(-1, shape.in_channels),
+        *weights,
+        pack_channels(folded, shape.groups, row.lanes),
+        pack_channels(multiplier, shape.groups, row.lanes),
+        np.array(zeros, np.int32),
+    )
+    np.testing.assert_array_equal(
+        out, quantized_convolution(q, multiplied, bias, multiplier, zeros, shape), strict=True
+    )
+
+
+def _multiply(codes: np.ndarray, factors: np.ndarray, weight_group: int) -> np.ndarray:
+    o, i, r, s = codes.shape
+    rows = codes.transpose(0, 2, 3, 1).reshape(o, r, s * i)
+    rows = rows * np.repeat(factors, weight_group, axis=2)[:, :, : s * i]
+    return rows.reshape(o, r, s, i).transpose(0, 3, 1, 2).astype(np.int8)
+
+
+@pytest.mark.parametrize("bits", range(2, 8))
+def test_int16_sums_hold_just_as_many_words_as_are_added(bits: int) -> None:
+    worst = 2 * 255 * (2 ** (bits - 1) - 1)
+    assert words_that_fit(bits) * worst <= 32767 < (words_that_fit(bits) + 1) * worst
 
 
 @EXAMPLES

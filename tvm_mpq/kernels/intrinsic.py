@@ -109,35 +109,38 @@ def words_that_fit(bits: int) -> int:
     return 32767 // (2 * 255 * (2 ** (bits - 1) - 1))
 
 
-def narrow_intrinsic(row: Intrinsic, bits: int, weight_group: int, run: int) -> Intrinsic:
+def narrow_intrinsic(row: Intrinsic, bits: int, weight_group: int, run: int, pairs_fit: bool) -> Intrinsic:
     """The row for codes of ``bits`` bits in place of ``row`` for 8, or ``row`` where nothing is gained.
 
-    ``weight_group``: codes share an integer multiplier in groups of so many (0: none); ``run``: the elements of a
-    kernel row of the reduction, which each row pads to its own group. Without VNNI, codes of up to 7 bits allow the
-    instruction that saturates at 8. Up to 4 bits stay packed in memory. A row that cannot apply the groups'
-    multipliers gets the codes multiplied.
+    ``weight_group``: codes share an integer factor in groups of so many (0: none); ``run``: the elements of a kernel
+    row of the reduction, which each row pads to its own group; ``pairs_fit``: 8-bit codes (multiplied, where they have
+    factors) whose pair sums fit int16. Without VNNI such codes, and any of up to 7 bits, allow ``pmaddubsw``. Up to 4
+    bits stay packed in memory. A row that cannot apply the factors takes the codes multiplied.
     """
-    nibbles = bits <= 4
-    if row.family is None or bits > 7 or (weight_group and not nibbles):
+    if row.family is None:
         return row
-    family = "pmaddubsw" if row.family == "pmaddwd" else row.family
-    if family == row.family and not nibbles:
-        return row
-    best = None
-    for words in (2, 4, 8) if nibbles else (1, 2, 4):
-        group = 4 * words
-        if family == "pmaddubsw" and words > words_that_fit(bits):
-            continue
-        if weight_group % group != 0 or (words == 8 and not weight_group):
-            continue
+    saturating = row.family == "pmaddwd"
+    packed = [w for w in (2, 4, 8) if bits <= 4 and weight_group % (4 * w) == 0 and (weight_group or w < 8)]
+    if saturating:
+        packed = [w for w in packed if w <= words_that_fit(bits)]
+    if packed:
         # An instruction for each word, and one to widen or multiply their sum.
-        overhead = 1 / words if family == "pmaddubsw" or weight_group else 0.0
-        cost = -(-run // group) * group * (1 + overhead)
-        if best is None or cost < best[0]:
-            best = (cost, words)
-    if best is None:
+        overhead = 1.0 if saturating or weight_group else 0.0
+        words = min(packed, key=lambda w: -(-run // (4 * w)) * 4 * w * (1 + overhead / w))
+        family = "pmaddubsw" if saturating else row.family
+        return _of_words(row, family, words, nibbles=True, multiplied=bool(weight_group))
+    if not saturating or (not pairs_fit and (bits > 7 or weight_group)):
         return row
-    words = best[1]
+    fitting = 1 if bits > 7 or weight_group else words_that_fit(bits)
+    words = min(
+        (w for w in (1, 2, 4) if w <= fitting), key=lambda w: -(-run // (4 * w)) * 4 * w * (1 + 1 / w)
+    )
+    return _of_words(row, "pmaddubsw", words)
+
+
+def _of_words(
+    row: Intrinsic, family: str, words: int, nibbles: bool = False, multiplied: bool = False
+) -> Intrinsic:
     return replace(
         row,
         name=f"{family}{32 * row.lanes}",
@@ -147,7 +150,7 @@ def narrow_intrinsic(row: Intrinsic, bits: int, weight_group: int, run: int) -> 
         family=family,
         words=words,
         nibbles=nibbles,
-        multiplied=bool(weight_group),
+        multiplied=multiplied,
     )
 
 

@@ -22,7 +22,11 @@ ATTRIBUTE = "mpq.kernel"
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """A convolution (matrix multiplications included) or a depthwise convolution on one instruction set."""
+    """A convolution (matrix multiplications included) or a depthwise convolution on one instruction set.
+
+    ``weight_group``: the codes share an integer factor in groups of so many elements of the reduction (0: none).
+    ``pair_sums_fit``: 8-bit codes are such that :mod:`tvm_mpq.quantization.pair_sums` allows the faster instruction.
+    """
 
     family: str
     shape: ConvolutionShape
@@ -31,6 +35,7 @@ class KernelSpec:
     instruction: str
     weight_bits: int = 8
     weight_group: int = 0
+    pair_sums_fit: bool = False
 
     @property
     def precision(self) -> str:
@@ -61,7 +66,7 @@ class KernelSpec:
             return row
         weight = "int8" if self.in_dtype == "uint8" else "float32"
         row = intrinsic(self.instruction, weight, self.shape.out_channels // self.shape.groups)
-        return narrow_intrinsic(row, self.weight_bits, self.weight_group, self.shape.run)
+        return narrow_intrinsic(row, self.weight_bits, self.weight_group, self.shape.run, self.pair_sums_fit)
 
     @property
     def in_place(self) -> bool:

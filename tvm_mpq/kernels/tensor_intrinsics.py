@@ -106,7 +106,9 @@ def _implementation(step: Step) -> PrimFunc:
 
     def weights(B: T.Buffer) -> list[Expr]:
         vectors = [B.vload([word, 0, 0], f"{stored}x{lanes * per}") for word in range(shape[0])]
-        return [half for vector in vectors for half in _halves(vector, lanes * per)] if step.nibbles else vectors
+        return (
+            [half for vector in vectors for half in _halves(vector, lanes * per)] if step.nibbles else vectors
+        )
 
     multiply = _FAMILIES[step.family](lanes)
 

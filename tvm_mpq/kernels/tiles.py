@@ -75,7 +75,12 @@ def default_convolution_tile(
 
 
 def _registers(intrinsic: Intrinsic, rows: int, blocks: int) -> int:
-    """The accumulators, the weights, the broadcast activation, and a product where an instruction adds it."""
+    """The accumulators, the weights, the broadcast activation, and a product where an instruction adds it.
+
+    ``pmaddubsw`` reads its weights from memory.
+    """
+    if intrinsic.family == "pmaddubsw":
+        return rows * blocks + 2
     return rows * blocks + blocks + 1 + (intrinsic.family == "pmaddwd")
 
 
@@ -87,14 +92,22 @@ _BYTES = {"float32": 4, "int16": 2, "uint8": 1, "int8": 1}
 
 
 def _cost(shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, blocks: int, staged: bool) -> float:
-    multiplies = rows * blocks
-    loads = rows + blocks
+    tile, words = rows * blocks, intrinsic.words
+    # The instructions of a step: multiplies (and one to widen), additions, and what unpacks the weights.
+    multiplies = tile * (words + (intrinsic.family == "pmaddubsw"))
+    others = 0.0 if intrinsic.family in (None, "vpdpbusd") else tile * words
+    others += 2.5 * blocks * words * intrinsic.nibbles + 3 * blocks * intrinsic.multiplied
+    loads = words * (rows + blocks * (0.5 if intrinsic.nibbles else 1.0))
+    if intrinsic.family == "pmaddubsw":
+        loads += 0.5 * words * blocks  # whole vectors from memory, in each row of the tile
     padded = -(-shape.rows // rows) * rows / shape.rows
-    # Two loads and two multiplies a cycle; short accumulation chains do not hide the multiplier's latency.
-    cycles = max(multiplies / 2, loads / 2, 4.0 if intrinsic.accumulator == "float32" else 1.0)
+    # Two loads, two multiplies and some three of all a cycle; short accumulation chains do not hide the latency.
+    cycles = max(multiplies / 2, (multiplies + others) / 3.3, loads / 2)
+    cycles = max(cycles, 4.0 if intrinsic.accumulator == "float32" else 1.0)
     step_bytes = blocks * intrinsic.lanes * intrinsic.group * _BYTES[intrinsic.weight]
+    step_bytes = step_bytes // 2 if intrinsic.nibbles else step_bytes
     if step_bytes * shape.reduction(intrinsic.group) // intrinsic.group > _FIRST_CACHE:
         cycles = max(cycles, step_bytes / 30)
     cycles += 0.08 * loads
     staging = 1 + 3 / shape.out_channels if staged else 1.0
-    return cycles / multiplies * padded * staging
+    return cycles / tile * padded * staging

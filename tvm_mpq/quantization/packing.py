@@ -10,11 +10,14 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 
-def pack_weights(w: Array, groups: int, lanes: int, group: int, words: int = 1) -> Array:
+def pack_weights(
+    w: Array, groups: int, lanes: int, group: int, words: int = 1, nibbles: bool = False
+) -> Array:
     """[O, I/groups, R, S] → [groups, blocks, steps, words, lanes, group/words] of the same dtype.
 
     The reduction runs over r, s, c with c fastest; each kernel row's S·C elements are padded with zeros to a multiple
-    of ``group``, and O/groups to blocks·lanes.
+    of ``group``, and O/groups to blocks·lanes. ``nibbles``: int8 codes in ±7 become uint8 with half the words; a byte
+    holds code + 8 of an even word in its low half and of the next word in its high half.
     """
     o, i, r, s = w.shape
     per_group = o // groups
@@ -22,16 +25,11 @@ def pack_weights(w: Array, groups: int, lanes: int, group: int, words: int = 1) 
     padded = np.zeros((groups, blocks * lanes, r, run), w.dtype)
     padded[:, :per_group, :, : s * i] = w.transpose(0, 2, 3, 1).reshape(groups, per_group, r, s * i)
     blocked = padded.reshape(groups, blocks, lanes, r * run // group, words, group // words)
-    return np.ascontiguousarray(blocked.transpose(0, 1, 3, 4, 2, 5))
-
-
-def pack_nibbles(packed: Array) -> Array:
-    """[groups, blocks, steps, words, lanes, per word] int8 codes in ±7 → uint8 with half the words.
-
-    A byte holds code + 8 of an even word in its low half and of the next word in its high half.
-    """
-    raised = (packed + 8).astype(np.uint8)
-    return np.ascontiguousarray(raised[:, :, :, 0::2] | raised[:, :, :, 1::2] << 4)
+    packed = blocked.transpose(0, 1, 3, 4, 2, 5)
+    if nibbles:
+        raised = (packed + 8).astype(np.uint8)
+        packed = raised[:, :, :, 0::2] | raised[:, :, :, 1::2] << 4
+    return np.ascontiguousarray(packed)
 
 
 def pack_factors(factors: Array, groups: int, lanes: int) -> Array:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.kernels.winograd import WinogradGeometry
 from tvm_mpq.quantization.bias import fold_zero_point, quantize_bias, safe_weight_scale
 from tvm_mpq.quantization.packing import pack_channels, pack_depthwise, pack_weights
+from tvm_mpq.quantization.pair_sums import pair_sums_fit
 from tvm_mpq.quantization.requantize import requantize_multiplier
 from tvm_mpq.quantization.weights import round_weights, weight_scales
 from tvm_mpq.quantization.winograd import pack_winograd
@@ -81,19 +83,12 @@ def _lower_matrix(
     instruction: str,
 ) -> relax.Var:
     family = "conv2d" if layout == "pixels" else "matmul"
-    spec = KernelSpec(family, shape, operation.activations, _output(operation, body), instruction).faster()
-    row = spec.row
-    tiled = WinogradGeometry(shape, row)
-
-    def pack(values: Array) -> Array:
-        if spec.family == "winograd":
-            return pack_winograd(values, tiled.channels, tiled.block, row.group)
-        return pack_weights(values, shape.groups, row.lanes, row.group, row.words)
-
-    def pack_each(values: Array) -> Array:
-        return pack_channels(values, shape.groups, tiled.block if spec.family == "winograd" else row.lanes)
-
-    constants = _constants(operation, body, weight, pack, pack_each, fold=row.activation == "uint8")
+    numbers = _numbers(operation, body, weight)
+    fits = numbers.multiplier is not None and pair_sums_fit(numbers.weight)
+    spec = KernelSpec(
+        family, shape, operation.activations, _output(operation, body), instruction, pair_sums_fit=fits
+    ).faster()
+    constants = _packed_for_matrix(numbers, spec)
     x = emitter.read(operation.inputs[0], operation.activations, layout)
     rows = shape.batch * shape.height * shape.width
     if layout == "plain" and len(operation.inputs[0].shape) != 2:
@@ -111,7 +106,9 @@ def lower_depthwise(emitter: Emitter, operation: Operation, instruction: str) ->
     assert body.weight is not None
     shape = convolution_shape(body, operation.inputs[0].shape)
     spec = KernelSpec("depthwise", shape, operation.activations, _output(operation, body), instruction)
-    constants = _constants(operation, body, body.weight, pack_depthwise, lambda values: values, fold=True)
+    constants = _numbers(operation, body, body.weight).packed(
+        pack_depthwise, lambda values: values, fold=True
+    )
     x = emitter.read(operation.inputs[0], operation.activations, "pixels")
     dims = (shape.rows, shape.out_channels)
     return emitter.kernel(spec.define(), spec.name, [x, *constants], dims, spec.out.dtype, operation.name)
@@ -123,29 +120,59 @@ def _output(operation: Operation, body: OperatorBody) -> Output:
     return Output("float32", body.low, body.high)
 
 
-def _constants(
-    operation: Operation,
-    body: OperatorBody,
-    weight: Array,
-    pack: Callable[[Array], Array],
-    pack_each: Callable[[Array], Array],
-    fold: bool,
-) -> list[Array]:
-    """Weight and bias, and for integers multiplier and grid, as the kernels take them.
+@dataclass(frozen=True)
+class _Numbers:
+    """What an operator computes with: weight [O, …] and bias [O] in float, or codes and int32.
 
-    ``fold``: the kernel multiplies unshifted codes, so −z_x Σ q_w goes into the bias.
+    Integers have a multiplier float32 [O] and the zero-points of input and output as well.
     """
+
+    weight: Array
+    bias: Array
+    multiplier: Array | None = None
+    zero_points: tuple[int, int] = (0, 0)
+
+    def packed(
+        self, pack: Callable[[Array], Array], pack_each: Callable[[Array], Array], fold: bool
+    ) -> list[Array]:
+        """Weight and bias, and for integers multiplier and grid, as the kernels take them.
+
+        ``fold``: the kernel multiplies unshifted codes, so −z_x Σ q_w goes into the bias.
+        """
+        if self.multiplier is None:
+            return [pack(self.weight), pack_each(self.bias)]
+        bias = fold_zero_point(self.bias, self.weight, self.zero_points[0]) if fold else self.bias
+        grid = np.array(self.zero_points, np.int32)
+        return [pack(self.weight), pack_each(bias), pack_each(self.multiplier), grid]
+
+
+def _packed_for_matrix(numbers: _Numbers, spec: KernelSpec) -> list[Array]:
+    row, groups = spec.row, spec.shape.groups
+    fold = row.activation == "uint8"
+    if spec.family == "winograd":
+        tiled = WinogradGeometry(spec.shape, row)
+        return numbers.packed(
+            lambda codes: pack_winograd(codes, tiled.channels, tiled.block, row.group),
+            lambda values: pack_channels(values, groups, tiled.block),
+            fold,
+        )
+    return numbers.packed(
+        lambda codes: pack_weights(codes, groups, row.lanes, row.group, row.words, row.nibbles),
+        lambda values: pack_channels(values, groups, row.lanes),
+        fold,
+    )
+
+
+def _numbers(operation: Operation, body: OperatorBody, weight: Array) -> _Numbers:
     bias = np.zeros(len(weight), np.float32) if body.bias is None else body.bias.astype(np.float32)
     if operation.activations == "float32":
-        return [pack(weight), pack_each(bias)]
+        return _Numbers(weight, bias)
     grid = operation.inputs[0].grid
     assert grid is not None
     scale = weight_scales(weight, name=f"the weights of operator {operation.name}")
     scale = safe_weight_scale(scale, bias, grid.scale, weight[0].size)
     codes = round_weights(weight, scale)
     integer_bias = quantize_bias(bias, grid.scale, scale)
-    if fold:
-        integer_bias = fold_zero_point(integer_bias, codes, grid.zero_point)
     out_scale, out_zero = 1.0, 0
     if operation.stored == "uint8":
         assert operation.output.grid is not None
@@ -156,9 +183,4 @@ def _constants(
         largest = 255.0 * np.abs(codes.reshape(len(codes), -1).astype(np.float64)).sum(axis=1)
         largest += np.abs(integer_bias.astype(np.float64)) + 1.0
         multiplier = np.minimum(multiplier, (2.0**31 - 256.0) / largest).astype(np.float32)
-    return [
-        pack(codes),
-        pack_each(integer_bias),
-        pack_each(multiplier),
-        np.array([grid.zero_point, out_zero], np.int32),
-    ]
+    return _Numbers(codes, integer_bias, multiplier, (grid.zero_point, out_zero))
