@@ -28,6 +28,7 @@ BODIES = {
     "reshape": ["reshape"],
     "permute_dims": ["permute_dims"],
     "softmax": ["nn.softmax"],
+    "sigmoid": ["sigmoid"],
 }
 
 

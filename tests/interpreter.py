@@ -16,6 +16,7 @@ from reference import (
     quantized_average,
     quantized_sum,
     rescaled,
+    tabulated,
     windows,
 )
 from tvm import relax
@@ -26,7 +27,7 @@ from tvm_mpq.quantization.grid import Grid
 from tvm_mpq.quantization.requantize import requantize, requantize_multiplier
 from tvm_mpq.quantization.weights import round_weights, weight_scales
 from tvm_mpq.transform import attributes as attr
-from tvm_mpq.transform.operator_body import OperatorBody, read_body
+from tvm_mpq.transform.operator_body import OperatorBody, read_body, read_pointwise
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ def _operator(function: relax.Function, inputs: list[Value]) -> Value:
         return Value(first.array.reshape([int(extent) for extent in function.ret_ty.shape]), out)
     if kind == "permute_dims":
         return Value(first.array.transpose([int(axis) for axis in body.attributes.axes]), out)
+    if kind in ("pointwise", "sigmoid") or (kind == "activation" and not body.low <= 0.0 < body.high):
+        return Value(tabulated(first.codes, read_pointwise(function).evaluate, source, out), out)
     if kind == "activation":
         return Value(rescaled(first.codes, source, out), out)
     if kind == "concat":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -84,3 +86,11 @@ def rescaled(q: Array, source: Grid, out: Grid) -> npt.NDArray[np.uint8]:
     with np.errstate(over="ignore"):
         ratio = np.float32(source.scale / out.scale)
     return requantize(q.astype(np.int32) - source.zero_point, ratio, out.zero_point)
+
+
+def tabulated(
+    q: Array, function: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]], source: Grid, out: Grid
+) -> npt.NDArray[np.uint8]:
+    """q uint8 on the grid ``source`` → ``function`` of each value in float64, rounded to ``out``."""
+    x = (q.astype(np.float64) - source.zero_point) * source.scale
+    return np.clip(np.rint(function(x) / out.scale) + out.zero_point, 0, 255).astype(np.uint8)

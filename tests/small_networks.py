@@ -139,6 +139,39 @@ def branches() -> onnx.ModelProto:
     return network(nodes, {"x": [1, 3, 8, 8]}, ["y", "logits"], constants)
 
 
+def curves() -> onnx.ModelProto:
+    """Images [2, 3, 9, 7] through functions of each element: hard-swish and gelu spelled out, silu, a shifted clip."""
+    nodes = [
+        node("Conv", "x w1 b1", "stem", pads=[1, 1, 1, 1]),
+        node("Add", "stem three", "shifted"),
+        node("Clip", "shifted zero six", "cut"),
+        node("Mul", "stem cut", "product"),
+        node("Div", "product six", "hard_swish"),
+        node("Conv", "hard_swish w2", "dw", group=10, pads=[1, 1, 1, 1]),
+        node("Mul", "dw root", "scaled"),
+        node("Erf", "scaled", "erf"),
+        node("Add", "erf one", "raised"),
+        node("Mul", "dw raised", "gelu"),
+        node("Clip", "gelu one six", "high"),
+        node("LeakyRelu", "dw", "leaky", alpha=0.2),
+        node("Concat", "high leaky", "cat", axis=1),
+        node("Conv", "cat w3", "project"),
+        node("Sigmoid", "project", "y"),
+    ]
+    constants = {
+        "w1": kernel(10, 3, 3, 3, 1),
+        "b1": weights(10, seed=2, scale=0.3),
+        "w2": kernel(10, 1, 3, 3, 3) * np.float32(2),
+        "w3": kernel(5, 20, 1, 1, 5) * np.float32(4),
+        "zero": np.float32(0),
+        "one": np.float32(1),
+        "three": np.float32(3),
+        "six": np.float32(6),
+        "root": np.float32(0.5**0.5),
+    }
+    return network(nodes, {"x": [2, 3, 9, 7]}, ["y", "hard_swish"], constants)
+
+
 def image_network(nodes: list[onnx.NodeProto], outputs: list[str], **constants: Any) -> onnx.ModelProto:
     """A network on images ``x`` [1, 4, 6, 6], with weights ``w`` [4, 4, 3, 3] and ``p`` [4, 4, 1, 1]."""
     given = {"w": kernel(4, 4, 3, 3, 1), "p": kernel(4, 4, 1, 1, 2), **constants}

@@ -26,11 +26,7 @@ SCALES = {"s": np.array([1, 1, 2, 1.5], np.float32)}
         ),
         (node("LayerNormalization", ["x", "g", "b"], ["y"]), {"g": weights(8), "b": weights(8)}, 17),
         (node("InstanceNormalization", ["x", "g", "b"], ["y"]), {"g": weights(4), "b": weights(4)}, 17),
-        (node("Gelu", ["x"], ["y"]), {}, 20),
-        (node("HardSwish", ["x"], ["y"]), {}, 17),
-        (node("LeakyRelu", ["x"], ["y"], alpha=0.2), {}, 17),
         (node("PRelu", ["x", "s"], ["y"]), {"s": weights(4, 1, 1)}, 17),
-        (node("Pow", ["x", "k"], ["y"]), {"k": np.int64(3)}, 17),
         (node("DepthToSpace", ["x"], ["y"], blocksize=2, mode="CRD"), {}, 17),
         (
             node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2], auto_pad="SAME_UPPER"),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from small_networks import (
     Network,
     branches,
+    curves,
     image_network,
     mixed,
     node,
@@ -112,7 +113,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 # No float inside 8-bit regions
 
 
-@pytest.mark.parametrize("make", [mixed, tokens, branches, fashion, lite0])
+@pytest.mark.parametrize("make", [mixed, tokens, branches, curves, fashion, lite0])
 def test_no_float_between_8_bit_operators(make) -> None:
     model = make()
     mod = import_onnx(model, {"input": (1, 3, 224, 224)} if make is lite0 else None)
@@ -217,7 +218,7 @@ def test_a_convolution_read_in_float_and_in_8_bits_is_stored_once() -> None:
 )
 @given(data=st.data())
 def test_any_plan_builds_runs_and_stays_close_to_fp32(data: st.DataObject) -> None:
-    make = data.draw(st.sampled_from([branches, mixed, tokens]), "network")
+    make = data.draw(st.sampled_from([branches, mixed, tokens, curves]), "network")
     network = prepared(make)
     choices = data.draw(
         st.lists(st.booleans(), min_size=len(network.names), max_size=len(network.names)), "w8a8"
@@ -273,8 +274,8 @@ def w8a8_and_fp32(model: onnx.ModelProto, others: dict[str, str] | None = None):
     ("op_type", "low", "high"),
     [("Conv", 1.0, 6.0), ("Conv", -6.0, 0.0), ("Add", -6.0, -1.0), ("MaxPool", 1.0, 6.0)],
 )
-def test_clips_that_shut_out_zero_stay_in_float_and_say_why(op_type: str, low: float, high: float) -> None:
-    """After a max pool the clip is an operator of its own; both others take it in."""
+def test_clips_that_shut_out_zero_are_operators_by_table(op_type: str, low: float, high: float) -> None:
+    """No grid lies inside the clip, so that no operator could take it in as its saturation."""
     first = {
         "Conv": node("Conv", "c p", "op"),
         "Add": node("Add", "c x", "op"),
@@ -288,14 +289,10 @@ def test_clips_that_shut_out_zero_stay_in_float_and_say_why(op_type: str, low: f
     ]
     constants = {"low": np.float32(low), "high": np.float32(high)}
     found, ours, exact = w8a8_and_fp32(image_network(nodes, ["y", "clip"], **constants))
-    name = "clip" if op_type == "MaxPool" else "op"
-    assert found[name]["precision"] == "fp32"
-    assert (
-        found[name]["reason"]
-        == f"every 8-bit grid holds zero, which its clip to [{low:g}, {high:g}] shuts out"
-    )
-    assert found["y"]["precision"] == found["c"]["precision"] == "w8a8"
-    assert low <= ours[1].min() <= ours[1].max() <= high
+    assert found["clip"]["kind"] == "activation"
+    assert {record["precision"] for record in found.values()} == {"w8a8"}
+    half = 0.5001 * float(found["clip"]["scale"])
+    assert low - half <= ours[1].min() <= ours[1].max() <= high + half
     assert np.abs(ours[1] - exact[1]).max() < 0.1
 
 

@@ -10,6 +10,7 @@ import tvm
 from tvm import relax
 
 from tvm_mpq.frontend.graph import Node
+from tvm_mpq.pointwise import Pointwise
 
 # builder, node, inputs (Var for an activation, array for a constant), shape of the result → the result
 Body = Callable[[relax.BlockBuilder, Node, Sequence[Any], tuple[int, ...]], Any]
@@ -58,6 +59,14 @@ def _activation(
     return _activate(builder, node, inputs[0])
 
 
+def _pointwise(builder: relax.BlockBuilder, node: Node, inputs: Sequence[Any], shape: tuple[int, ...]) -> Any:
+    def call(name: str, arguments: list[Any]) -> Any:
+        return builder.emit(getattr(relax.op, name)(*arguments))
+
+    function = Pointwise.from_json(node.get("steps"))
+    return function.apply(inputs[0], call, lambda value: relax.const(value, "float32"))
+
+
 def _pool(operator: Callable[..., Any]) -> Body:
     def body(builder: relax.BlockBuilder, node: Node, inputs: Sequence[Any], shape: tuple[int, ...]) -> Any:
         return operator(
@@ -78,6 +87,8 @@ BODIES: dict[str, Body] = {
     "matmul": _matmul,
     "add": _add,
     "activation": _activation,
+    "pointwise": _pointwise,
+    "sigmoid": _pointwise,
     "max_pool2d": _pool(relax.op.nn.max_pool2d),
     "avg_pool2d": _pool(relax.op.nn.avg_pool2d),
     "global_avg_pool": lambda builder, node, inputs, shape: relax.op.mean(inputs[0], [2, 3], keepdims=True),

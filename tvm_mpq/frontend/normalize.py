@@ -21,6 +21,7 @@ from tvm_mpq.frontend.rules.layout import (
     simplify_reshape,
 )
 from tvm_mpq.frontend.rules.padding import fold_padding
+from tvm_mpq.frontend.rules.pointwise import convert_pointwise, merge_pointwise, name_sigmoid
 from tvm_mpq.frontend.rules.pooling import convert_global_pool, convert_mean, convert_pool
 from tvm_mpq.frontend.rules.resize import convert_resize
 
@@ -37,8 +38,10 @@ GROUPS: tuple[tuple[Rule, ...], ...] = (
     (fold_behind,),
     (fold_in_front,),
     (convert_batch_norm,),
+    (convert_pointwise,),
     (fuse_activation,),
-    (lower_convolution,),
+    (merge_pointwise,),
+    (lower_convolution, name_sigmoid),
     (simplify_reshape,),
 )
 

@@ -11,6 +11,8 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx import IterVar, PrimFunc
 
+SCALAR = "mpq.scalar"
+"""Marks a kernel that loads from computed places: a vector of such loads costs more than the scalars."""
 _PARALLEL_ELEMENTS = 16384
 """Below this many loop iterations, waking the other threads costs more than it saves."""
 _VECTOR = 32
@@ -19,10 +21,12 @@ _VECTOR = 32
 def schedule_default(definition: PrimFunc) -> PrimFunc:
     """Schedule ``definition``; a function whose shapes are not constant is returned as it is."""
     sch = Schedule(IRModule({"main": definition}))
+    scalar = definition.attrs is not None and SCALAR in definition.attrs
+    widest = 1 if scalar else _VECTOR
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         _inline(sch, block)
     for block in sch.get_child_blocks(sch.get_sblock("root")):
-        _schedule_block(sch, block)
+        _schedule_block(sch, block, widest)
     return sch.mod["main"]
 
 
@@ -44,7 +48,7 @@ def _extent(sch: Schedule, loop: LoopRV) -> int | None:
     return int(extent) if isinstance(extent, tirx.IntImm) else None
 
 
-def _schedule_block(sch: Schedule, block: SBlockRV) -> None:
+def _schedule_block(sch: Schedule, block: SBlockRV, widest: int) -> None:
     loops = sch.get_loops(block)
     axes = sch.get(block).iter_vars
     if not loops or len(loops) != len(axes) or any(_extent(sch, loop) is None for loop in loops):
@@ -64,7 +68,7 @@ def _schedule_block(sch: Schedule, block: SBlockRV) -> None:
         sch.reorder(*front, short, long)
         spatial = [*front, short, long]
         last = _extent(sch, long) or 1
-    width = max((w for w in range(1, _VECTOR + 1) if last % w == 0), default=1)
+    width = max((w for w in range(1, widest + 1) if last % w == 0), default=1)
     outer, lane = sch.split(spatial[-1], [None, width])
     if reduction:
         sch.reorder(outer, *reduction, lane)

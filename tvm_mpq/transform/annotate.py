@@ -17,6 +17,8 @@ INTEGER_KINDS = frozenset(
         "matmul",
         "add",
         "activation",
+        "pointwise",
+        "sigmoid",
         "max_pool2d",
         "avg_pool2d",
         "global_avg_pool",
@@ -32,8 +34,7 @@ MOVING_KINDS = frozenset({"reshape", "permute_dims"})
 class AnnotatePrecision:
     """Rewrite ``op_i {}`` → ``op_i {mpq.asked = plan[i], mpq.precision = …, mpq.reason = …}``.
 
-    Bodies are untouched. An operator of a kind without an integer kernel is executed in fp32 and says why. So
-    is one whose activation keeps away from zero: every 8-bit grid holds zero, so saturation would not clip.
+    Bodies are untouched. An operator of a kind without an integer kernel is executed in fp32 and says why.
     """
 
     def __init__(self, plan: PrecisionPlan) -> None:
@@ -68,10 +69,9 @@ def _why_not_in_8_bits(kind: str, function: relax.Function) -> str:
         return ""
     if kind not in INTEGER_KINDS:
         return f"{kind} has no integer kernel"
+    if kind != "avg_pool2d":
+        return ""
     body = read_body(function)
-    # With an upper bound of zero the range may be seen to be empty, whose grid is not below zero.
-    if not body.low <= 0.0 < body.high:
-        return f"every 8-bit grid holds zero, which its clip to [{body.low:g}, {body.high:g}] shuts out"
-    if kind == "avg_pool2d" and any(int(extent) != 1 for extent in body.attributes.dilation):
+    if any(int(extent) != 1 for extent in body.attributes.dilation):
         return "a dilated average pool has no integer kernel"
     return ""

@@ -8,6 +8,7 @@ from tvm import relax
 from tvm_mpq.kernels import elementwise
 from tvm_mpq.kernels.convolution import Output
 from tvm_mpq.quantization.addition import addition_factors
+from tvm_mpq.transform.lower_pointwise import lower_pointwise
 from tvm_mpq.transform.operation import Operation
 from tvm_mpq.transform.operator_body import read_body
 from tvm_mpq.transform.tensors import Emitter, Layout
@@ -35,12 +36,17 @@ def lower_add(emitter: Emitter, operation: Operation) -> relax.Var:
 
 
 def lower_activation(emitter: Emitter, operation: Operation) -> relax.Var:
-    """A lone relu or clip: in 8 bits a change of grid, whose saturation is the clip."""
+    """A lone relu or clip: in 8 bits a change of grid, whose saturation is the clip.
+
+    No grid lies inside a clip that shuts out zero: that is a function like any other, by table.
+    """
+    body = read_body(operation.function)
+    if operation.activations == "uint8" and not body.low <= 0.0 < body.high:
+        return lower_pointwise(emitter, operation)
     layout = operation.output.native
     x = emitter.read(operation.inputs[0], operation.activations, layout)
     shape = operation.output.form_shape(layout)
     if operation.activations == "float32":
-        body = read_body(operation.function)
         function = elementwise.activation(shape, Output("float32", body.low, body.high))
         return emitter.kernel(function, "activation_fp32", [x], shape, "float32", operation.name)
     source, out = operation.inputs[0].grid, operation.output.grid

@@ -16,6 +16,7 @@ from tvm import IRModule, relax
 from tvm_mpq.quantization.grid import Grid
 from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.lower_elementwise import lower_activation, lower_add, lower_concat
+from tvm_mpq.transform.lower_pointwise import lower_pointwise
 from tvm_mpq.transform.lower_pooling import lower_average_pool, lower_global_average_pool, lower_max_pool
 from tvm_mpq.transform.lower_weighted import lower_convolution, lower_depthwise, lower_matmul
 from tvm_mpq.transform.operation import Operation
@@ -30,6 +31,8 @@ _WEIGHTED: dict[str, Callable[[Emitter, Operation, str], relax.Var]] = {
 _PLAIN: dict[str, Callable[[Emitter, Operation], relax.Var]] = {
     "add": lower_add,
     "activation": lower_activation,
+    "pointwise": lower_pointwise,
+    "sigmoid": lower_pointwise,
     "concat": lower_concat,
     "max_pool2d": lower_max_pool,
     "avg_pool2d": lower_average_pool,

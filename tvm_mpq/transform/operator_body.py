@@ -11,6 +11,8 @@ import numpy.typing as npt
 from tvm import relax
 from tvm.ir.expr import GenericConst
 
+from tvm_mpq.pointwise import Pointwise
+
 
 @dataclass(frozen=True)
 class OperatorBody:
@@ -44,6 +46,33 @@ def read_body(function: relax.Function) -> OperatorBody:
             below, above = _bounds(call)
             low, high = max(low, below), min(high, above)
     return OperatorBody(root, weight, bias, low, high)
+
+
+def read_pointwise(function: relax.Function) -> Pointwise:
+    """The function of one element that a ``pointwise``, ``sigmoid`` or lone ``activation`` computes."""
+    places: dict[relax.Var, int] = {function.params[0]: 0}
+    result = Pointwise()
+    for block in function.body.blocks:
+        for binding in block.bindings:
+            call = binding.value
+            if not isinstance(call, relax.Call):
+                places[binding.var] = places[call]
+                continue
+            low, high = _bounds(call)
+            if call.op.name in ("relax.nn.relu", "relax.clip"):
+                source: int | float = places[call.args[0]]
+                for bound, operation in ((low, "maximum"), (high, "minimum")):
+                    if math.isfinite(bound):
+                        result = Pointwise((*result.steps, (operation, (source, bound))))
+                        source = len(result.steps)
+            else:
+                arguments = tuple(
+                    places[a] if isinstance(a, relax.Var) else float(a.value.numpy()) for a in call.args
+                )
+                step = (call.op.name.removeprefix("relax."), arguments)
+                result = Pointwise((*result.steps, step))
+            places[binding.var] = len(result.steps)
+    return result
 
 
 def _bounds(call: relax.Call) -> tuple[float, float]:

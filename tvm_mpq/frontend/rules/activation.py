@@ -37,6 +37,9 @@ def fuse_activation(graph: Graph, node: Node) -> bool:
     if "lo" in before.attributes:
         # Clipping what is clipped already: both bounds of the first go through the second.
         lo, hi = (min(max(before.get(end), lo), hi) for end in ("lo", "hi"))
+    if not lo <= 0.0 < hi and before.op_type != "activation":
+        # Every 8-bit grid holds zero, so that the operator could not clip by saturation: alone it is a table.
+        return False
     new = before.with_attributes(lo=lo, hi=hi)
     new.outputs = node.outputs
     graph.replace([before, node], [new])
