@@ -14,6 +14,7 @@ import tvm
 from reference import (
     convolve,
     quantized_average,
+    quantized_product,
     quantized_sum,
     rescaled,
     tabulated,
@@ -90,10 +91,13 @@ def _operator(function: relax.Function, inputs: list[Value]) -> Value:
     if kind == "concat":
         parts = [rescaled(value.codes, value.grid, out) for value in inputs]
         return Value(np.concatenate(parts, int(body.attributes.axis)), out)
-    if kind == "add":
-        a, b = inputs
+    if kind in ("add", "broadcast_add", "sub", "mul"):
+        a, b = _operands(body, inputs)
+        assert a.grid is not None
         assert b.grid is not None
-        return Value(quantized_sum(a.codes, b.codes, (source, b.grid), out), out)
+        if kind == "mul":
+            return Value(quantized_product(a.codes, b.codes, (a.grid, b.grid), out), out)
+        return Value(quantized_sum(a.codes, b.codes, (a.grid, b.grid), out, subtract=kind == "sub"), out)
     nhwc = first.codes.transpose(0, 2, 3, 1)
     if kind == "global_avg_pool":
         pooled = quantized_average(nhwc, _shape(nhwc, nhwc.shape[1:3]), source, out, False)
@@ -106,6 +110,19 @@ def _operator(function: relax.Function, inputs: list[Value]) -> Value:
         assert out == source
         pooled = windows(nhwc, _pool(body, nhwc), -np.inf)[0].max(axis=0).astype(np.uint8)
     return Value(pooled.transpose(0, 3, 1, 2), out)
+
+
+def _operands(body: OperatorBody, inputs: list[Value]) -> list[Value]:
+    """Both sides of a sum or product; a constant has the grid of its values."""
+    given = iter(inputs)
+    operands = []
+    for argument in body.root.args:
+        if isinstance(argument, relax.Var):
+            operands.append(next(given))
+        else:
+            constant = argument.value.numpy()
+            operands.append(Value(constant, Grid.from_range(float(constant.min()), float(constant.max()))))
+    return operands
 
 
 def _weighted(kind: str, body: OperatorBody, x: Value, out: Grid | None) -> Value:

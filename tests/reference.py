@@ -73,12 +73,23 @@ def quantized_average(
     return requantize(values.sum(axis=0).astype(np.int32), multiplier, out.zero_point)
 
 
-def quantized_sum(a: Array, b: Array, grids: tuple[Grid, Grid], out: Grid) -> npt.NDArray[np.uint8]:
-    """a, b uint8 of one shape → their sum on the grid ``out``."""
-    (f0, f1, f2), multiplier = addition_factors(*grids, out)
+def quantized_sum(
+    a: Array, b: Array, grids: tuple[Grid, Grid], out: Grid, subtract: bool = False
+) -> npt.NDArray[np.uint8]:
+    """a, b uint8 that broadcast → their sum or difference on the grid ``out``."""
+    (f0, f1, f2), multiplier = addition_factors(*grids, out, subtract)
     total = a.astype(np.int64) * int(f0) + b.astype(np.int64) * int(f1) + int(f2)
     assert np.abs(total).max(initial=0) < 2**31
     return requantize(total.astype(np.int32), multiplier, out.zero_point)
+
+
+def quantized_product(a: Array, b: Array, grids: tuple[Grid, Grid], out: Grid) -> npt.NDArray[np.uint8]:
+    """a, b uint8 that broadcast → their product on the grid ``out``."""
+    left, right = grids
+    product = (a.astype(np.int32) - left.zero_point) * (b.astype(np.int32) - right.zero_point)
+    with np.errstate(over="ignore", under="ignore"):
+        ratio = np.float32(left.scale * right.scale / out.scale)
+    return requantize(product, ratio, out.zero_point)
 
 
 def rescaled(q: Array, source: Grid, out: Grid) -> npt.NDArray[np.uint8]:

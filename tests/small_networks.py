@@ -172,6 +172,38 @@ def curves() -> onnx.ModelProto:
     return network(nodes, {"x": [2, 3, 9, 7]}, ["y", "hard_swish"], constants)
 
 
+def gates() -> onnx.ModelProto:
+    """Images [2, 3, 9, 7] through products, differences and sums that broadcast: squeeze-and-excitation and others."""
+    nodes = [
+        node("Conv", "x w1 b1", "stem", pads=[1, 1, 1, 1]),
+        node("GlobalAveragePool", "stem", "pool"),
+        node("Conv", "pool w2", "squeeze"),
+        node("Relu", "squeeze", "squeezed"),
+        node("Conv", "squeezed w3", "excite"),
+        node("HardSigmoid", "excite", "gate", alpha=0.25),
+        node("Mul", "stem gate", "gated"),
+        node("Conv", "stem w4", "mask"),
+        node("Mul", "mask gated", "masked"),
+        node("Relu", "masked", "masked_r"),
+        node("Sub", "masked_r gated", "less"),
+        node("AveragePool", "less", "row", kernel_shape=[9, 1]),
+        node("Mul", "image row", "shaded"),
+        node("Add", "shaded less", "raised"),
+        node("Conv", "raised w5", "y"),
+        node("Sub", "pool less", "z"),
+    ]
+    constants = {
+        "w1": kernel(10, 3, 3, 3, 1),
+        "b1": weights(10, seed=2, scale=0.3),
+        "w2": kernel(4, 10, 1, 1, 3),
+        "w3": kernel(10, 4, 1, 1, 4),
+        "w4": kernel(1, 10, 1, 1, 5),
+        "w5": kernel(6, 10, 1, 1, 6),
+        "image": weights(10, 1, 7, seed=7),
+    }
+    return network(nodes, {"x": [2, 3, 9, 7]}, ["y", "z"], constants)
+
+
 def image_network(nodes: list[onnx.NodeProto], outputs: list[str], **constants: Any) -> onnx.ModelProto:
     """A network on images ``x`` [1, 4, 6, 6], with weights ``w`` [4, 4, 3, 3] and ``p`` [4, 4, 1, 1]."""
     given = {"w": kernel(4, 4, 3, 3, 1), "p": kernel(4, 4, 1, 1, 2), **constants}

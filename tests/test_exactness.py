@@ -12,7 +12,19 @@ import pytest
 from frontend_networks import network, weights
 from interpreter import interpret
 from kernel_runner import TARGETS, require, target_of
-from small_networks import Feeds, Network, branches, curves, mixed, node, prepare, prepared, runner, tokens
+from small_networks import (
+    Feeds,
+    Network,
+    branches,
+    curves,
+    gates,
+    mixed,
+    node,
+    prepare,
+    prepared,
+    runner,
+    tokens,
+)
 
 from tvm_mpq.calibration import calibrate
 from tvm_mpq.dataset import open_dataset
@@ -36,7 +48,7 @@ def extremes(network: Network) -> Feeds:
 
 
 @INSTRUCTIONS
-@pytest.mark.parametrize("make", [mixed, tokens, curves])
+@pytest.mark.parametrize("make", [mixed, tokens, curves, gates])
 def test_compiled_networks_equal_integer_arithmetic_in_numpy(make, instruction: str) -> None:
     require(instruction)
     network = prepared(make)
@@ -85,7 +97,7 @@ def test_odd_shapes_equal_integer_arithmetic_in_numpy(name: str) -> None:
 
 def test_the_interpreter_is_the_network() -> None:
     """Integer arithmetic that agreed with the kernels on the same mistake would be far from fp32."""
-    for make in (mixed, tokens, curves):
+    for make in (mixed, tokens, curves, gates):
         network = prepared(make)
         floats = network.run(network.lower(network.annotate(network.plan("fp32"))), network.feeds())
         for exact, real in zip(interpret(network.annotate(), network.feeds()), floats, strict=True):
@@ -103,7 +115,7 @@ def runnable() -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("make", [mixed, tokens, branches, curves])
+@pytest.mark.parametrize("make", [mixed, tokens, branches, curves, gates])
 def test_instruction_sets_give_the_same_bytes(make) -> None:
     network = prepared(make)
     names = runnable()

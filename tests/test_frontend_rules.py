@@ -153,10 +153,10 @@ def test_constant_arithmetic_behind_a_convolution_folds(op_type, value, left):
 @pytest.mark.parametrize(
     ("op_type", "value", "kind"),
     [
-        ("Add", weights(6, 6), "onnx_add"),
-        ("Add", weights(6), "onnx_add"),
+        ("Add", weights(6, 6), "broadcast_add"),
+        ("Add", weights(6), "broadcast_add"),
         ("Mul", weights(1, 1, 6, 1), "mul"),
-        ("Add", weights(3, 4, 1, 1), "onnx_add"),
+        ("Add", weights(3, 4, 1, 1), "broadcast_add"),
     ],
     ids=["image", "column", "row", "grows"],
 )
@@ -360,7 +360,7 @@ def test_gemm(trans_a, trans_b, alpha, beta, bias):
     model = network([gemm], {"x": [4, 3] if trans_a else [3, 4]}, ["y"], constants)
     found = kinds(assert_agrees(model))
     varies = bias in ((3, 1), (3, 5))
-    assert found == [*(["permute_dims"] if trans_a else []), "matmul", *(["onnx_add"] if varies else [])]
+    assert found == [*(["permute_dims"] if trans_a else []), "matmul", *(["broadcast_add"] if varies else [])]
 
 
 def test_gemm_with_a_computed_addend():
@@ -504,9 +504,13 @@ def test_sum_of_three_is_two_additions():
     assert [(o.name, o.kind) for o in operators(mod)] == [("sum.1", "add"), ("sum", "add")]
 
 
-def test_addition_that_broadcasts_is_left_to_tvm():
-    model = network([node("Add", ["x", "z"], ["y"])], {"x": [2, 3, 4, 4], "z": [2, 3, 1, 1]}, ["y"])
-    assert kinds(assert_agrees(model)) == ["onnx_add"]
+@pytest.mark.parametrize(("op_type", "kind"), [("Add", "broadcast_add"), ("Sub", "sub"), ("Mul", "mul")])
+@pytest.mark.parametrize("other", [[2, 3, 1, 1], [3, 1, 1], [4]])
+def test_arithmetic_that_broadcasts(op_type, kind, other):
+    """Both operands get the result's rank; a clip behind becomes part of the operator."""
+    nodes = [node(op_type, ["z", "x"], ["a"]), node("Relu", ["a"], ["y"])]
+    mod = assert_agrees(network(nodes, {"x": [2, 3, 4, 4], "z": other}, ["y"]))
+    assert kinds(mod) == [*(["reshape"] if len(other) < 4 else []), kind]
 
 
 def test_concat():

@@ -18,6 +18,7 @@ from small_networks import (
     Network,
     branches,
     curves,
+    gates,
     image_network,
     mixed,
     node,
@@ -113,7 +114,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 # No float inside 8-bit regions
 
 
-@pytest.mark.parametrize("make", [mixed, tokens, branches, curves, fashion, lite0])
+@pytest.mark.parametrize("make", [mixed, tokens, branches, curves, gates, fashion, lite0])
 def test_no_float_between_8_bit_operators(make) -> None:
     model = make()
     mod = import_onnx(model, {"input": (1, 3, 224, 224)} if make is lite0 else None)
@@ -218,7 +219,7 @@ def test_a_convolution_read_in_float_and_in_8_bits_is_stored_once() -> None:
 )
 @given(data=st.data())
 def test_any_plan_builds_runs_and_stays_close_to_fp32(data: st.DataObject) -> None:
-    make = data.draw(st.sampled_from([branches, mixed, tokens, curves]), "network")
+    make = data.draw(st.sampled_from([branches, mixed, tokens, curves, gates]), "network")
     network = prepared(make)
     choices = data.draw(
         st.lists(st.booleans(), min_size=len(network.names), max_size=len(network.names)), "w8a8"

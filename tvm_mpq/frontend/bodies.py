@@ -49,8 +49,12 @@ def _matmul(builder: relax.BlockBuilder, node: Node, inputs: Sequence[Any], shap
     return _activate(builder, node, value)
 
 
-def _add(builder: relax.BlockBuilder, node: Node, inputs: Sequence[Any], shape: tuple[int, ...]) -> Any:
-    return _activate(builder, node, relax.op.add(*inputs))
+def _binary(operator: Callable[..., Any]) -> Body:
+    def body(builder: relax.BlockBuilder, node: Node, inputs: Sequence[Any], shape: tuple[int, ...]) -> Any:
+        operands = [each if isinstance(each, relax.Var) else _constant(each) for each in inputs]
+        return _activate(builder, node, operator(*operands))
+
+    return body
 
 
 def _activation(
@@ -85,7 +89,10 @@ BODIES: dict[str, Body] = {
     "conv2d": _conv2d,
     "depthwise_conv2d": _conv2d,
     "matmul": _matmul,
-    "add": _add,
+    "add": _binary(relax.op.add),
+    "broadcast_add": _binary(relax.op.add),
+    "sub": _binary(relax.op.subtract),
+    "mul": _binary(relax.op.multiply),
     "activation": _activation,
     "pointwise": _pointwise,
     "sigmoid": _pointwise,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from tvm_mpq.frontend.graph import Graph, Node
 from tvm_mpq.frontend.rules.activation import convert_activation, fuse_activation
 from tvm_mpq.frontend.rules.affine import convert_batch_norm, fold_behind, fold_in_front
-from tvm_mpq.frontend.rules.arithmetic import convert_power
+from tvm_mpq.frontend.rules.arithmetic import convert_arithmetic, convert_power
 from tvm_mpq.frontend.rules.convolution import convert_convolution, lower_convolution
 from tvm_mpq.frontend.rules.dense import convert_gemm, convert_matmul
 from tvm_mpq.frontend.rules.floats import promote
@@ -39,6 +39,7 @@ GROUPS: tuple[tuple[Rule, ...], ...] = (
     (fold_in_front,),
     (convert_batch_norm,),
     (convert_pointwise,),
+    (convert_arithmetic,),
     (fuse_activation,),
     (merge_pointwise,),
     (lower_convolution, name_sigmoid),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from tvm import te, tirx
 from tvm.tirx import Expr, PrimFunc
 
 from tvm_mpq.kernels.convolution import Output, activate
-from tvm_mpq.kernels.elementwise import Shape, bounded
+from tvm_mpq.kernels.elementwise import Shape
 from tvm_mpq.kernels.mathematics import evaluate
 from tvm_mpq.kernels.requantize import requantize
 from tvm_mpq.kernels.schedule_default import SCALAR
@@ -33,12 +34,34 @@ def pointwise(shape: Shape, function: Pointwise) -> PrimFunc:
     return te.create_prim_func([x, te.compute(shape, element, "out")])
 
 
-def _broadcast(tensor: te.Tensor, indices: tuple[Expr, ...]) -> Expr:
-    """The element of ``tensor`` that NumPy's broadcasting puts at ``indices``; its last axes are the result's last."""
-    aligned = indices[len(indices) - len(tensor.shape) :]
-    return tensor(
-        *(tirx.const(0, "int32") if int(n) == 1 else i for n, i in zip(tensor.shape, aligned, strict=True))
-    )
+@dataclass(frozen=True)
+class Broadcast:
+    """Two tensors of one rank and the one they broadcast to, by their ONNX shapes; rank 4 is held as pixels."""
+
+    left: Shape
+    right: Shape
+    out: Shape
+
+    def form(self, shape: Shape) -> Shape:
+        """The shape a tensor is held in: [N·H·W, C] for rank 4."""
+        if len(shape) != 4:
+            return shape
+        n, c, h, w = shape
+        return n * h * w, c
+
+    def at(self, tensor: te.Tensor, shape: Shape, indices: Sequence[Expr]) -> Expr:
+        """The element of ``tensor``, of ONNX shape ``shape``, that belongs to the result's ``indices``."""
+        if len(shape) != 4:
+            return tensor(*(i if extent > 1 else 0 for i, extent in zip(indices, shape, strict=True)))
+        n, c, h, w = shape
+        (_, _, height, width), (m, k) = self.out, indices
+        row: Expr | int = m
+        if (n, h, w) != (self.out[0], height, width):
+            row = 0
+            position = (m // (height * width), m // width % height, m % width)
+            for index, extent in zip(position, (n, h, w), strict=True):
+                row = row * extent + index if extent > 1 else row
+        return tensor[row, k if c > 1 else 0]
 
 
 _FLOAT: dict[str, Callable[[Expr, Expr], Expr]] = {
@@ -48,46 +71,55 @@ _FLOAT: dict[str, Callable[[Expr, Expr], Expr]] = {
 }
 
 
-def binary(operation: str, left: Shape, right: Shape, shape: Shape, out: Output) -> PrimFunc:
-    """float32 ``add``, ``sub`` or ``mul`` of tensors that broadcast to ``shape``: a, b, out."""
-    a, b = te.placeholder(left, "float32", "a"), te.placeholder(right, "float32", "b")
+def binary(operation: str, shapes: Broadcast, out: Output) -> PrimFunc:
+    """float32 ``add``, ``sub`` or ``mul``: a, b, out."""
+    a, b = _operands(shapes, "float32")
 
     def element(*i: Expr) -> Expr:
-        return activate(_FLOAT[operation](_broadcast(a, i), _broadcast(b, i)), out)
+        values = shapes.at(a, shapes.left, i), shapes.at(b, shapes.right, i)
+        return activate(_FLOAT[operation](*values), out)
 
-    return te.create_prim_func([a, b, te.compute(shape, element, "out")])
+    return te.create_prim_func([a, b, te.compute(shapes.form(shapes.out), element, "out")])
 
 
-def quantized_sum(left: Shape, right: Shape, shape: Shape) -> PrimFunc:
-    """uint8 sum (or difference: a negative factor) of tensors that broadcast to ``shape``.
+def quantized_sum(shapes: Broadcast) -> PrimFunc:
+    """uint8 sum, or difference with a negative factor.
 
-    a, b, factors int32[3], multiplier float32[1], grid int32[2], out as :func:`tvm_mpq.kernels.elementwise.add`.
+    a, b, factors int32[3], multiplier float32[1], grid int32[2], out; see :func:`tvm_mpq.kernels.elementwise.add`.
     """
-    a, b = te.placeholder(left, "uint8", "a"), te.placeholder(right, "uint8", "b")
+    a, b = _operands(shapes, "uint8")
     factors = te.placeholder((3,), "int32", "factors")
     multiplier = te.placeholder((1,), "float32", "multiplier")
     grid = te.placeholder((2,), "int32", "grid")
 
     def element(*i: Expr) -> Expr:
-        first, second = (_broadcast(tensor, i).astype("int32") for tensor in (a, b))
-        return requantize(first * factors[0] + second * factors[1] + factors[2], multiplier[0], grid[1])
+        first = shapes.at(a, shapes.left, i).astype("int32") * factors[0]
+        second = shapes.at(b, shapes.right, i).astype("int32") * factors[1]
+        return requantize(first + second + factors[2], multiplier[0], grid[1])
 
-    return te.create_prim_func([a, b, factors, multiplier, grid, te.compute(shape, element, "out")])
+    out = te.compute(shapes.form(shapes.out), element, "out")
+    return te.create_prim_func([a, b, factors, multiplier, grid, out])
 
 
-def quantized_product(left: Shape, right: Shape, shape: Shape) -> PrimFunc:
-    """uint8 product of tensors that broadcast to ``shape``: a, b, multiplier float32[1], zeros int32[3], out.
+def quantized_product(shapes: Broadcast) -> PrimFunc:
+    """uint8 product: a, b, multiplier float32[1], zeros int32[3], out.
 
     ``out = requantize((a − zeros[0]) · (b − zeros[1]))`` with multiplier s_a · s_b / s_out and zero-point zeros[2].
     """
-    a, b = te.placeholder(left, "uint8", "a"), te.placeholder(right, "uint8", "b")
+    a, b = _operands(shapes, "uint8")
     multiplier = te.placeholder((1,), "float32", "multiplier")
     zeros = te.placeholder((3,), "int32", "zeros")
 
     def element(*i: Expr) -> Expr:
-        first, second = (
-            _broadcast(tensor, i).astype("int32") - zeros[place] for place, tensor in enumerate((a, b))
-        )
-        return requantize(first * second, bounded(multiplier[0]), zeros[2])
+        first = shapes.at(a, shapes.left, i).astype("int32") - zeros[0]
+        second = shapes.at(b, shapes.right, i).astype("int32") - zeros[1]
+        # Beyond 2^14 any product but 0 saturates all the same; a larger one would leave int32.
+        return requantize(first * second, te.min(multiplier[0], tirx.const(2.0**14, "float32")), zeros[2])
 
-    return te.create_prim_func([a, b, multiplier, zeros, te.compute(shape, element, "out")])
+    out = te.compute(shapes.form(shapes.out), element, "out")
+    return te.create_prim_func([a, b, multiplier, zeros, out])
+
+
+def _operands(shapes: Broadcast, dtype: str) -> tuple[te.Tensor, te.Tensor]:
+    left, right = shapes.form(shapes.left), shapes.form(shapes.right)
+    return te.placeholder(left, dtype, "a"), te.placeholder(right, dtype, "b")

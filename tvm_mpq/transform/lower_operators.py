@@ -15,6 +15,7 @@ from tvm import IRModule, relax
 
 from tvm_mpq.quantization.grid import Grid
 from tvm_mpq.transform import attributes as attr
+from tvm_mpq.transform.lower_binary import lower_binary
 from tvm_mpq.transform.lower_elementwise import lower_activation, lower_add, lower_concat
 from tvm_mpq.transform.lower_pointwise import lower_pointwise
 from tvm_mpq.transform.lower_pooling import lower_average_pool, lower_global_average_pool, lower_max_pool
@@ -31,6 +32,9 @@ _WEIGHTED: dict[str, Callable[[Emitter, Operation, str], relax.Var]] = {
 _PLAIN: dict[str, Callable[[Emitter, Operation], relax.Var]] = {
     "add": lower_add,
     "activation": lower_activation,
+    "broadcast_add": lower_binary,
+    "sub": lower_binary,
+    "mul": lower_binary,
     "pointwise": lower_pointwise,
     "sigmoid": lower_pointwise,
     "concat": lower_concat,

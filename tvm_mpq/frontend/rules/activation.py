@@ -8,6 +8,9 @@ import numpy as np
 
 from tvm_mpq.frontend.graph import Graph, Node, canonical
 
+_CLIPPING = ("conv", "matmul", "add", "broadcast_add", "sub", "mul", "activation")
+"""Kinds that apply bounds to what they make."""
+
 
 def convert_activation(graph: Graph, node: Node) -> bool:
     """``activation(x)`` with bounds ``lo`` ≤ ``hi``, either of which may be infinite."""
@@ -31,7 +34,7 @@ def fuse_activation(graph: Graph, node: Node) -> bool:
     if not node.is_kind("activation"):
         return False
     before = graph.sole_producer(node.inputs[0])
-    if before is None or not before.is_kind("conv", "matmul", "add", "activation"):
+    if before is None or not before.is_kind(*_CLIPPING):
         return False
     lo, hi = node.get("lo"), node.get("hi")
     if "lo" in before.attributes:

@@ -33,7 +33,7 @@ _BINARY = {
     "Min": "minimum",
     "Pow": "power",
 }
-_KINDS = {"add": "add", "mul": "multiply", "sub": "subtract"}
+_KINDS = {"add": "add", "broadcast_add": "add", "mul": "multiply", "sub": "subtract"}
 _POSITIVE, _NEGATIVE = X.then("maximum", 0.0), X.then("minimum", 0.0)
 _SOFTPLUS = _POSITIVE.join(
     "add", X.then("abs").then("multiply", -1.0).then("exp").then("add", 1.0).then("log")
