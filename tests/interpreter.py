@@ -25,6 +25,7 @@ from tvm import relax
 from tvm_mpq.kernels.convolution import ConvolutionShape
 from tvm_mpq.quantization.bias import quantize_bias, safe_weight_scale
 from tvm_mpq.quantization.grid import Grid
+from tvm_mpq.quantization.pair_sums import fit_pair_sums, pair_scales
 from tvm_mpq.quantization.requantize import requantize, requantize_multiplier
 from tvm_mpq.quantization.weights import round_weights, weight_scales
 from tvm_mpq.transform import attributes as attr
@@ -132,8 +133,13 @@ def _weighted(kind: str, body: OperatorBody, x: Value, out: Grid | None) -> Valu
     assert source is not None
     rows = weight.T if kind == "matmul" else weight
     bias = np.zeros(len(rows), np.float32) if body.bias is None else body.bias
-    scale = safe_weight_scale(weight_scales(rows), bias, source.scale, rows[0].size)
-    codes = round_weights(rows, scale).astype(np.int64)
+    kernel = rows[:, :, None, None] if kind == "matmul" else rows
+    pairwise = kind != "depthwise_conv2d"
+    scale = weight_scales(rows)
+    scale = pair_scales(kernel, scale) if pairwise else scale
+    scale = safe_weight_scale(scale, bias, source.scale, rows[0].size)
+    rounded = round_weights(kernel, scale)
+    codes = (fit_pair_sums(rounded) if pairwise else rounded).reshape(rows.shape).astype(np.int64)
     shifted = x.codes.astype(np.int64) - source.zero_point
     if kind == "matmul":
         sums = shifted @ codes.T

@@ -23,7 +23,7 @@ from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.kernels.winograd import WinogradGeometry
 from tvm_mpq.quantization.bias import fold_zero_point, quantize_bias, safe_weight_scale
 from tvm_mpq.quantization.packing import pack_channels, pack_depthwise, pack_weights
-from tvm_mpq.quantization.pair_sums import pair_sums_fit
+from tvm_mpq.quantization.pair_sums import fit_pair_sums, pair_scales, pair_sums_fit
 from tvm_mpq.quantization.requantize import requantize_multiplier
 from tvm_mpq.quantization.weights import round_weights, weight_scales
 from tvm_mpq.quantization.winograd import pack_winograd
@@ -170,8 +170,13 @@ def _numbers(operation: Operation, body: OperatorBody, weight: Array) -> _Number
     grid = operation.inputs[0].grid
     assert grid is not None
     scale = weight_scales(weight, name=f"the weights of operator {operation.name}")
+    depthwise = operation.kind == "depthwise_conv2d"  # its kernels sum no pairs
+    if not depthwise:
+        scale = pair_scales(weight, scale)
     scale = safe_weight_scale(scale, bias, grid.scale, weight[0].size)
     codes = round_weights(weight, scale)
+    if not depthwise:
+        codes = fit_pair_sums(codes)
     integer_bias = quantize_bias(bias, grid.scale, scale)
     out_scale, out_zero = 1.0, 0
     if operation.stored == "uint8":
