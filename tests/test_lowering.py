@@ -454,3 +454,31 @@ def test_a_mistake_found_inside_a_pass_reaches_the_caller_as_itself() -> None:
 
     with pytest.raises(MpqError, match="this network cannot be quantized"):
         Refuse()(tvm.IRModule({}))
+
+
+def test_what_shares_no_8_bit_region_with_weights_stays_in_float() -> None:
+    """Scale and mask between two softmaxes; the sum behind the multiplication is in its region."""
+    nodes = [
+        node("MatMul", "x w", "a"),
+        node("Softmax", "a", "s"),
+        node("Mul", "s two", "scaled"),
+        node("Reshape", "scaled dims", "turned"),
+        node("Add", "turned mask", "masked"),
+        node("Softmax", "masked", "t"),
+        node("MatMul", "t v", "b"),
+        node("Add", "b mask", "y"),
+    ]
+    constants = {
+        "w": weights(6, 6),
+        "v": weights(6, 5, seed=1),
+        "two": np.float32(2),
+        "dims": np.array([3, 2, 6]),
+    }
+    mask = {"mask": weights(2, 1)}
+    found, ours, exact = w8a8_and_fp32(network(nodes, {"x": [6, 6]}, ["y"], {**constants, **mask}))
+    executed = {name: record["precision"] for name, record in found.items()}
+    assert executed["a"] == executed["b"] == executed["y"] == "w8a8"
+    assert executed["scaled"] == executed["turned"] == executed["masked"] == "fp32"
+    reason = "no convolution or matrix multiplication shares its 8-bit region"
+    assert found["scaled"]["reason"] == found["masked"]["reason"] == reason
+    assert correlation(ours[0], exact[0]) > 0.99

@@ -13,9 +13,8 @@ from tvm_mpq.quantization.grid import Grid
 from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.annotate import MOVING_KINDS
 from tvm_mpq.transform.operator_body import read_body
+from tvm_mpq.transform.regions import ACCUMULATING_KINDS, Calls, without_weights
 
-ACCUMULATING_KINDS = frozenset({"conv2d", "depthwise_conv2d", "matmul"})
-"""Kinds that can leave an 8-bit region from their accumulator, without an 8-bit output."""
 _SAME_GRID_KINDS = MOVING_KINDS | {"max_pool2d"}
 
 
@@ -33,8 +32,9 @@ class AssignGrids:
 
     A tensor is stored in uint8 where a w8a8 operator makes it and a w8a8 operator reads it, through operators that
     only move elements. A convolution or matrix multiplication that no 8-bit operator reads stores float straight from
-    its accumulator. A tensor stored in float that a w8a8 operator reads has a grid all the same: the edge quantizes it.
-    Max pooling, reshapes and transposes keep their input's grid.
+    its accumulator. An 8-bit region without either runs in float after all (``transform.regions``). A tensor stored in
+    float that a w8a8 operator reads has a grid all the same: the edge quantizes it. Max pooling, reshapes and
+    transposes keep their input's grid.
     """
 
     def __init__(self, ranges: TensorRanges) -> None:
@@ -43,7 +43,10 @@ class AssignGrids:
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         """Apply the pass."""
         calls = attr.calls(mod)
-        needed = _read_in_8_bits(calls)
+        precisions = {v: attr.text(function, attr.PRECISION) for v, function, _ in calls}
+        alone = without_weights(calls, {v for v, precision in precisions.items() if precision == "w8a8"})
+        precisions |= dict.fromkeys(alone, "fp32")
+        needed = _read_in_8_bits(calls, precisions)
         grids: dict[relax.Var, Grid] = {}
         stored: dict[relax.Var, str] = {}
         input_grids = {}
@@ -56,7 +59,7 @@ class AssignGrids:
 
         result = mod.clone()
         for variable, function, call in calls:
-            kind, precision = attr.text(function, attr.KIND), attr.text(function, attr.PRECISION)
+            kind, precision = attr.text(function, attr.KIND), precisions[variable]
             source = call.args[0]
             if kind in MOVING_KINDS:
                 stored[variable] = stored.get(source, "float32")
@@ -67,7 +70,11 @@ class AssignGrids:
                 stored[variable] = "float32"
             attributes: dict[str, object] = {attr.STORED: stored[variable], attr.PRECISION: precision}
             if precision != attr.text(function, attr.ASKED) and not attr.text(function, attr.REASON):
-                attributes[attr.REASON] = "moves its input, which is stored in " + stored[variable]
+                attributes[attr.REASON] = (
+                    "no convolution or matrix multiplication shares its 8-bit region"
+                    if variable in alone
+                    else "moves its input, which is stored in " + stored[variable]
+                )
             if stored[variable] == "uint8" or variable in needed:
                 same = kind in _SAME_GRID_KINDS and precision == "w8a8"
                 grid = grids[source] if same else self._own_grid(function)
@@ -90,14 +97,11 @@ class AssignGrids:
         return Grid.from_range(low, high)
 
 
-def _read_in_8_bits(calls: list[tuple[relax.Var, relax.Function, relax.Call]]) -> set[relax.Var]:
+def _read_in_8_bits(calls: Calls, precisions: dict[relax.Var, str]) -> set[relax.Var]:
     """The tensors that some w8a8 operator reads, looking through operators that only move elements."""
     needed: set[relax.Var] = set()
     for variable, function, call in reversed(calls):
-        if attr.text(function, attr.KIND) in MOVING_KINDS:
-            reads = variable in needed
-        else:
-            reads = attr.text(function, attr.PRECISION) == "w8a8"
-        if reads:
+        moves = attr.text(function, attr.KIND) in MOVING_KINDS
+        if variable in needed if moves else precisions[variable] == "w8a8":
             needed.update(argument for argument in call.args if isinstance(argument, relax.Var))
     return needed
