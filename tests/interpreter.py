@@ -23,11 +23,11 @@ from reference import (
 from tvm import relax
 
 from tvm_mpq.kernels.convolution import ConvolutionShape
-from tvm_mpq.quantization.bias import quantize_bias, safe_weight_scale
+from tvm_mpq.precision import Precision
+from tvm_mpq.quantization.bias import quantize_bias
 from tvm_mpq.quantization.grid import Grid
-from tvm_mpq.quantization.pair_sums import fit_pair_sums, pair_scales
 from tvm_mpq.quantization.requantize import requantize, requantize_multiplier
-from tvm_mpq.quantization.weights import round_weights, weight_scales
+from tvm_mpq.quantization.rounding import fit_accumulator, round_to_nearest
 from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.operator_body import OperatorBody, read_body, read_pointwise
 
@@ -53,7 +53,7 @@ class Value:
 
 
 def interpret(annotated: tvm.IRModule, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """The outputs of a module of which every operator is executed in w8a8."""
+    """The outputs of a module of which every operator is executed on 8-bit activations."""
     main = annotated["main"]
     grids = attr.input_grids(main)
     values = {
@@ -62,7 +62,6 @@ def interpret(annotated: tvm.IRModule, feeds: Mapping[str, np.ndarray]) -> list[
     }
     for variable, function, call in attr.calls(annotated):
         inputs = [values[argument] for argument in call.args]
-        assert attr.text(function, attr.PRECISION) == "w8a8"
         values[variable] = _operator(function, inputs)
         assert values[variable].array.shape == tuple(int(extent) for extent in variable.ty.shape)
         assert values[variable].array.dtype == attr.text(function, attr.STORED)
@@ -77,7 +76,8 @@ def _operator(function: relax.Function, inputs: list[Value]) -> Value:
         out = Grid(float(function.attrs[attr.SCALE]), int(function.attrs[attr.ZERO_POINT]))
     first = inputs[0]
     if kind in ("conv2d", "depthwise_conv2d", "matmul"):
-        return _weighted(kind, body, first, out if attr.text(function, attr.STORED) == "uint8" else None)
+        stored = out if attr.text(function, attr.STORED) == "uint8" else None
+        return _weighted(kind, body, first, stored, attr.executed(function))
     assert out is not None
     source = first.grid
     assert source is not None
@@ -126,23 +126,21 @@ def _operands(body: OperatorBody, inputs: list[Value]) -> list[Value]:
     return operands
 
 
-def _weighted(kind: str, body: OperatorBody, x: Value, out: Grid | None) -> Value:
+def _weighted(kind: str, body: OperatorBody, x: Value, out: Grid | None, precision: Precision) -> Value:
     """Σ (q − z)·w + b in integers, then one multiplication: to ``out``'s codes, or to float where it is None."""
     weight, source = body.weight, x.grid
     assert weight is not None
     assert source is not None
-    rows = weight.T if kind == "matmul" else weight
+    assert precision.integer_activations
+    rows = weight.T[:, :, None, None] if kind == "matmul" else weight
     bias = np.zeros(len(rows), np.float32) if body.bias is None else body.bias
-    kernel = rows[:, :, None, None] if kind == "matmul" else rows
-    pairwise = kind != "depthwise_conv2d"
-    scale = weight_scales(rows)
-    scale = pair_scales(kernel, scale) if pairwise else scale
-    scale = safe_weight_scale(scale, bias, source.scale, rows[0].size)
-    rounded = round_weights(kernel, scale)
-    codes = (fit_pair_sums(rounded) if pairwise else rounded).reshape(rows.shape).astype(np.int64)
+    paired = kind != "depthwise_conv2d"
+    quantized = round_to_nearest(rows, precision.weight_bits, precision.group, paired=paired)
+    quantized = fit_accumulator(quantized, rows, bias, source.scale, paired)
+    codes, scale = quantized.codes.astype(np.int64) * quantized.element_multiplier, quantized.scale
     shifted = x.codes.astype(np.int64) - source.zero_point
     if kind == "matmul":
-        sums = shifted @ codes.T
+        sums = shifted @ codes[:, :, 0, 0].T
     else:
         sums = convolve(shifted.transpose(0, 2, 3, 1), codes, _convolution(body, shifted.shape))
     total = sums + quantize_bias(bias, source.scale, scale)

@@ -19,6 +19,7 @@ from tvm_mpq.target import (
 
 NAMES = target_names()
 FILE = (Path(__file__).parents[1] / "targets" / "x86-64-v3.toml").read_text()
+PRECISIONS = FILE[FILE.index("precisions = ") + len("precisions = ") : FILE.index("]") + 1]
 
 # LLVM's name → /proc/cpuinfo's, for what LLVM may pick by itself when it compiles plain arithmetic.
 LLVM_TO_CPUINFO = {
@@ -154,8 +155,9 @@ def test_a_target_can_be_a_users_own_file(tmp_path):
         ("name = ", "name ", "not valid TOML"),
         ('name = "x86-64-v3"', "", "the field 'name' must be a text, not None"),
         ('instruction = "avx2"', 'instruction = "avx3"', "unknown instruction 'avx3'; known are avx512vnni"),
-        ('["fp32", "w8a8"]', '["fp32", "w9a8"]', "unknown precision 'w9a8'"),
-        ('["fp32", "w8a8"]', '"w8a8"', "the field 'precisions' must be a list of texts, not 'w8a8'"),
+        ('"w8a8"', '"w9a8"', "unknown precision 'w9a8'"),
+        ('"w4g*a8"', '"w4g*b8"', "unknown precision"),
+        (PRECISIONS, '"w8a8"', "the field 'precisions' must be a list of texts, not 'w8a8'"),
         ("[tvm]", "[tmv]", "unknown field 'tmv'"),
         ('kind = "llvm"', 'kind = "cuda"', "kind 'cuda' is not supported"),
         ("mattr = []", "mattr = [1]", "the field 'mattr' must be a list of texts"),

@@ -67,6 +67,11 @@ class Precision:
         return cls(int(bits), int(activation), granularity)
 
     @property
+    def group(self) -> int:
+        """The size of a group of weights; 0 for a scale a channel."""
+        return self.granularity.size if isinstance(self.granularity, PerGroup) else 0
+
+    @property
     def is_float(self) -> bool:
         """Whether weights and activations both stay in a float type."""
         return self.floating is not None

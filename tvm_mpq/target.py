@@ -30,14 +30,23 @@ _FOLDER = resources.files("tvm_mpq") / "targets"
 
 INSTRUCTIONS = ("avx512vnni", "avxvnni", "avx512", "avx2", "generic")
 
+ANY_GROUP = "g*"
+"""In a target's list of precisions: groups of any size."""
+KERNEL_PRECISIONS = (
+    "fp32", "w8a8",
+    *(f"w{bits}a8" for bits in range(7, 1, -1)),
+    *(f"w{bits}{ANY_GROUP}a8" for bits in range(7, 1, -1)),
+)  # fmt: skip
+"""What the kernels know on every instruction set."""
+
 
 @dataclass(frozen=True)
 class Target:
     """A kind of machine.
 
     ``instruction`` is one of :data:`INSTRUCTIONS`; ``features`` are CPU flags as /proc/cpuinfo spells them;
-    ``precisions`` are names that :class:`tvm_mpq.precision.Precision` parses; ``cores`` is the number of
-    processors where it is known.
+    ``precisions`` are names that :class:`tvm_mpq.precision.Precision` parses, or with ``g*`` for groups of any
+    size; ``cores`` is the number of processors where it is known.
     """
 
     name: str
@@ -68,7 +77,9 @@ class Target:
 
     def supports(self, precision: Precision) -> bool:
         """Whether the kernels for this target know ``precision``."""
-        return str(precision) in self.precisions
+        name = str(precision)
+        any_size = name.replace(f"g{precision.group}", ANY_GROUP) if precision.group else name
+        return name in self.precisions or any_size in self.precisions
 
 
 def missing_features(target: Target) -> list[str]:
@@ -98,7 +109,7 @@ def host_target(flags: frozenset[str] | None = None) -> Target:
                 name="host",
                 description=f"This machine: {mcpu}, {instruction}",
                 instruction=instruction,
-                precisions=("fp32", "w8a8"),
+                precisions=KERNEL_PRECISIONS,
                 features=tuple(needed),
                 mcpu=mcpu,
                 mattr=mattr,
@@ -154,7 +165,7 @@ def parse_target(text: str, source: str) -> Target:
     precisions = _texts(raw, "precisions", source)
     for precision in precisions:
         try:
-            Precision.parse(precision)
+            Precision.parse(precision.replace(ANY_GROUP, "g1"))
         except MpqError as error:
             raise MpqError(f"{source}: {error}") from None
     kind = _text(tvm_raw, "kind", f"{source}: [tvm]")

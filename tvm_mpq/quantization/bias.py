@@ -26,26 +26,32 @@ def quantize_bias(
 
 
 def safe_weight_scale(
-    w_scale: npt.NDArray[np.float32], bias: npt.NDArray[np.floating], in_scale: float, reduction: int
+    w_scale: npt.NDArray[np.float32],
+    bias: npt.NDArray[np.floating],
+    in_scale: float,
+    reduction: int,
+    largest: int = WEIGHT_MAX,
+    shrinks: bool = True,
 ) -> npt.NDArray[np.float32]:
     """``w_scale`` float32 [O], enlarged where an accumulator could otherwise leave int32.
 
     ``bias`` is [O] in real units, ``in_scale`` the scale of the 8-bit input, ``reduction`` the number of
-    products an output sums. The bound is 255·|code|·reduction + |bias| / (in_scale · w_scale) <= 2^31 - 1
-    for every input; a channel that batch norm made almost zero but left a bias is what usually breaks it.
-    Quantize the weights with the scale returned. Raises MpqError for a bias that is NaN or infinite and for
-    a reduction so long that no scale helps.
+    products an output sums, ``largest`` the magnitude that a code can have. The bound is
+    255·|code|·reduction + |bias| / (in_scale · w_scale) <= 2^31 - 1 for every input; a channel that batch norm made
+    almost zero but left a bias is what usually breaks it. ``shrinks``: a larger scale makes every code smaller, as
+    without clipping and group multipliers. Quantize the weights with the scale returned. Raises MpqError for a bias
+    that is NaN or infinite and for a reduction so long that no scale helps.
     """
     if not np.isfinite(bias).all():
         raise MpqError("a bias holds NaN or infinity: the network cannot be quantized")
     scale = w_scale.astype(np.float64)
-    products = float(ACTIVATION_MAX * WEIGHT_MAX * reduction)
+    products = float(ACTIVATION_MAX * largest * reduction)
     total = products + np.abs(np.asarray(bias, np.float64)) / (in_scale * scale) + 1.0
-    # A code is at most 127 / factor rounded up by 1/2, the bias by 1/2: that part does not shrink.
-    rounding = 0.5 * ACTIVATION_MAX * reduction + 1.0
-    if rounding >= _LIMIT:
+    # A code is at most largest / factor rounded up by 1/2, the bias by 1/2: that part does not shrink.
+    fixed = (0.5 * ACTIVATION_MAX * reduction if shrinks else products) + 1.0
+    if fixed >= _LIMIT:
         raise MpqError(f"an operator that sums {reduction} products does not fit 32-bit accumulators")
-    factor = np.where(total <= _LIMIT, 1.0, total / (_LIMIT - rounding))
+    factor = np.where(total <= _LIMIT, 1.0, total / (_LIMIT - fixed))
     enlarged = (scale * factor).astype(np.float32)
     return np.where(factor > 1.0, np.nextafter(enlarged, np.float32(np.inf)), w_scale).astype(np.float32)
 

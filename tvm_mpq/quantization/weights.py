@@ -1,18 +1,20 @@
-"""Symmetric integer weights with one scale for each output channel."""
+"""Symmetric integer weights: one scale for each output channel, and for groups an integer multiplier each."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from tvm_mpq.errors import MpqError
+from tvm_mpq.quantization.groups import Grouping, from_reduction_rows
 
 Clipping = Literal["max", "mse"]
 
-# Below this a channel's weights are noise (batch norm killed the channel) and its scale would leave float32.
-_SMALLEST_SCALE = 2.0**-64
+SMALLEST_SCALE = 2.0**-64
+"""Below this a channel's weights are noise (batch norm killed the channel) and its scale would leave float32."""
 
 
 def largest_code(bits: int) -> int:
@@ -20,6 +22,76 @@ def largest_code(bits: int) -> int:
     if not 2 <= bits <= 8:
         raise ValueError(f"integer weights have 2 to 8 bits, not {bits}")
     return int(2 ** (bits - 1) - 1)
+
+
+def largest_multiplier(bits: int) -> int:
+    """127 // (2^(bits-1) - 1): what a code of ``bits`` bits may be multiplied by and still fit 8 bits."""
+    return 127 // largest_code(bits)
+
+
+@dataclass(frozen=True)
+class QuantizedWeights:
+    """The weights of one operator: w[k, …] ≈ scale[k] · multiplier[k, group of …] · codes[k, …].
+
+    ``codes`` int8 [K, C, R, S], output channels first (C counts one group of a grouped convolution; a matrix is
+    [K, C, 1, 1]), within ±(2^(bits-1) - 1). ``scale`` float32 [K]. With a ``group`` size, ``multiplier`` is uint8
+    [K, groups] in 1 … :func:`largest_multiplier` and :class:`~tvm_mpq.quantization.groups.Grouping` says which
+    elements a group has; without (0) it is None. Raises ValueError for arrays that do not fit this.
+    """
+
+    codes: npt.NDArray[np.int8]
+    scale: npt.NDArray[np.float32]
+    bits: int
+    multiplier: npt.NDArray[np.uint8] | None = None
+    group: int = 0
+
+    def __post_init__(self) -> None:
+        limit, k = largest_code(self.bits), len(self.codes)
+        if self.codes.dtype != np.int8 or self.codes.ndim != 4 or np.abs(self.codes).max(initial=0) > limit:
+            raise ValueError(f"codes must be int8 [K, C, R, S] within ±{limit}")
+        if self.scale.dtype != np.float32 or self.scale.shape != (k,) or not (self.scale > 0).all():
+            raise ValueError(f"the scale must be float32 [{k}] and positive")
+        if (self.multiplier is None) != (self.group == 0):
+            raise ValueError("groups need a size and multipliers")
+        if self.multiplier is not None:
+            shape = (k, Grouping.of(self.codes.shape, self.group).count)
+            top = largest_multiplier(self.bits)
+            if self.multiplier.dtype != np.uint8 or self.multiplier.shape != shape:
+                raise ValueError(f"multipliers must be uint8 {list(shape)}")
+            if not ((self.multiplier >= 1) & (self.multiplier <= top)).all():
+                raise ValueError(f"multipliers must be 1 to {top}")
+
+    @property
+    def element_multiplier(self) -> npt.NDArray[np.uint8]:
+        """The multiplier of each element: uint8, the shape of ``codes``, 1 without groups."""
+        if self.multiplier is None:
+            return np.ones(self.codes.shape, np.uint8)
+        rows = self.multiplier[:, Grouping.of(self.codes.shape, self.group).index()]
+        return from_reduction_rows(rows, self.codes.shape)
+
+    @property
+    def int8(self) -> npt.NDArray[np.int8]:
+        """codes · multiplier, int8 of the shape of ``codes``: what kernels of 8-bit weights multiply by."""
+        return self.codes if self.multiplier is None else self.codes * self.element_multiplier.view(np.int8)
+
+    @property
+    def effective_group(self) -> int:
+        """The size of a group; 0 without groups and where all multipliers are 1, which is the same."""
+        return 0 if self.multiplier is None or (self.multiplier == 1).all() else self.group
+
+    @property
+    def row_multipliers(self) -> npt.NDArray[np.int8]:
+        """The multipliers by kernel row, int8 [K, R, groups of a row]: what kernels that multiply groups read."""
+        if self.multiplier is None:
+            raise ValueError("weights without groups have no multipliers")
+        _, channels, rows, columns = self.codes.shape
+        index = Grouping.of(self.codes.shape, self.group).index().reshape(rows, columns * channels)
+        return self.multiplier[:, index[:, :: self.group]].view(np.int8)
+
+    @property
+    def real(self) -> npt.NDArray[np.float32]:
+        """The weights these stand for, float32 of the shape of ``codes``."""
+        return self.int8 * self.scale[:, None, None, None]
 
 
 def quantize_weights(
@@ -50,10 +122,10 @@ def weight_scales(
     rows = rows.reshape(len(rows), -1)
     largest = np.abs(rows).max(axis=1, initial=0.0)
     scale = largest / largest_code(bits)
-    dead = scale < _SMALLEST_SCALE
+    dead = scale < SMALLEST_SCALE
     scale[dead] = 1.0 / largest_code(bits) if dead.all() else np.median(scale[~dead])
     if clipping == "mse":
-        scale[~dead] = _least_squares(rows[~dead], scale[~dead], largest_code(bits))
+        scale[~dead] = least_squares(rows[~dead], scale[~dead], largest_code(bits))
     return scale.astype(np.float32)
 
 
@@ -68,16 +140,16 @@ def round_weights(
     return np.clip(np.rint(exact), -limit, limit).astype(np.int8)
 
 
-def _least_squares(
+def least_squares(
     rows: npt.NDArray[np.float64], scale: npt.NDArray[np.float64], limit: int
 ) -> npt.NDArray[np.float64]:
     """The best of scale * fraction for each row: 24 fractions from 0.1 to 1, then 8 around the best."""
     w = rows.astype(np.float32)
     step = 10.0 ** (-1.0 / 23.0)
-    best, least = scale.copy(), _squared_error(w, scale, limit)
+    best, least = scale.copy(), squared_error(w, scale, limit)
 
     def improve(candidate: npt.NDArray[np.float64]) -> None:
-        error = _squared_error(w, candidate, limit)
+        error = squared_error(w, candidate, limit)
         better = error < least
         best[better], least[better] = candidate[better], error[better]
 
@@ -89,9 +161,10 @@ def _least_squares(
     return best
 
 
-def _squared_error(
+def squared_error(
     w: npt.NDArray[np.float32], scale: npt.NDArray[np.float64], limit: int
 ) -> npt.NDArray[np.float64]:
+    """Σ (w - scale · code)² of each row of ``w`` [N, length], codes rounded to nearest and clipped to ±``limit``."""
     step = scale.astype(np.float32)[:, None]
     codes = w / step
     np.rint(codes, out=codes)

@@ -6,7 +6,7 @@ import tvm
 from tvm import IRModule, relax
 
 from tvm_mpq.plan import PrecisionPlan
-from tvm_mpq.precision import FP32, W8A8
+from tvm_mpq.precision import FP32
 from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.operator_body import read_body
 
@@ -38,6 +38,7 @@ class AnnotatePrecision:
     """Rewrite ``op_i {}`` → ``op_i {mpq.asked = plan[i], mpq.precision = …, mpq.reason = …}``.
 
     Bodies are untouched. An operator of a kind without an integer kernel is executed in fp32 and says why.
+    An operator without weights computes on 8-bit activations whatever weight bits are asked: it is executed as asked.
     """
 
     def __init__(self, plan: PrecisionPlan) -> None:
@@ -57,17 +58,17 @@ class AnnotatePrecision:
         kind = attr.text(function, attr.KIND)
         asked = self.plan[attr.text(function, attr.OPERATOR)]
         executed, reason = asked, ""
-        if asked not in (FP32, W8A8):
-            executed, reason = FP32, f"no kernel for {asked} on this target yet"
-        elif asked == W8A8:
+        if asked.integer_activations:
             reason = _why_not_in_8_bits(kind, function)
-            executed = FP32 if reason else W8A8
+            executed = FP32 if reason else asked
+        elif asked != FP32:
+            executed, reason = FP32, f"no kernel for {asked} on this target yet"
         annotations = {attr.ASKED: str(asked), attr.PRECISION: str(executed), attr.REASON: reason}
         return function.with_attrs(annotations)
 
 
 def _why_not_in_8_bits(kind: str, function: relax.Function) -> str:
-    """Why an operator asked to be w8a8 cannot be; empty where it can."""
+    """Why an operator asked to compute on 8-bit activations cannot; empty where it can."""
     if kind in MOVING_KINDS:
         return ""
     if kind not in INTEGER_KINDS:

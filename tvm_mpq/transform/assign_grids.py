@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import tvm
 from tvm import IRModule, relax
 
+from tvm_mpq.precision import FP32, W8A8, Precision
 from tvm_mpq.quantization.grid import Grid
 from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.annotate import MOVING_KINDS
@@ -30,10 +31,10 @@ class TensorRanges:
 class AssignGrids:
     """Rewrite ``op_i {mpq.precision}`` → ``op_i {…, mpq.stored, mpq.scale, mpq.zero_point}``; bodies are untouched.
 
-    A tensor is stored in uint8 where a w8a8 operator makes it and a w8a8 operator reads it, through operators that
+    A tensor is stored in uint8 where an operator in 8 bits makes it and another reads it, through operators that
     only move elements. A convolution or matrix multiplication that no 8-bit operator reads stores float straight from
     its accumulator. An 8-bit region without either runs in float after all (``transform.regions``). A tensor stored in
-    float that a w8a8 operator reads has a grid all the same: the edge quantizes it. Max pooling, reshapes and
+    float that an 8-bit operator reads has a grid all the same: the edge quantizes it. Max pooling, reshapes and
     transposes keep their input's grid.
     """
 
@@ -43,9 +44,9 @@ class AssignGrids:
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         """Apply the pass."""
         calls = attr.calls(mod)
-        precisions = {v: attr.text(function, attr.PRECISION) for v, function, _ in calls}
-        alone = without_weights(calls, {v for v, precision in precisions.items() if precision == "w8a8"})
-        precisions |= dict.fromkeys(alone, "fp32")
+        precisions = {v: attr.executed(function) for v, function, _ in calls}
+        alone = without_weights(calls, {v for v, each in precisions.items() if each.integer_activations})
+        precisions |= dict.fromkeys(alone, FP32)
         needed = _read_in_8_bits(calls, precisions)
         grids: dict[relax.Var, Grid] = {}
         stored: dict[relax.Var, str] = {}
@@ -63,20 +64,20 @@ class AssignGrids:
             source = call.args[0]
             if kind in MOVING_KINDS:
                 stored[variable] = stored.get(source, "float32")
-                precision = "w8a8" if stored[variable] == "uint8" else "fp32"
-            elif precision == "w8a8" and (kind not in ACCUMULATING_KINDS or variable in needed):
+                precision = _moved(attr.asked(function), stored[variable])
+            elif precision.integer_activations and (kind not in ACCUMULATING_KINDS or variable in needed):
                 stored[variable] = "uint8"
             else:
                 stored[variable] = "float32"
-            attributes: dict[str, object] = {attr.STORED: stored[variable], attr.PRECISION: precision}
-            if precision != attr.text(function, attr.ASKED) and not attr.text(function, attr.REASON):
+            attributes: dict[str, object] = {attr.STORED: stored[variable], attr.PRECISION: str(precision)}
+            if precision != attr.asked(function) and not attr.text(function, attr.REASON):
                 attributes[attr.REASON] = (
                     "no convolution or matrix multiplication shares its 8-bit region"
                     if variable in alone
                     else "moves its input, which is stored in " + stored[variable]
                 )
             if stored[variable] == "uint8" or variable in needed:
-                same = kind in _SAME_GRID_KINDS and precision == "w8a8"
+                same = kind in _SAME_GRID_KINDS and precision.integer_activations
                 grid = grids[source] if same else self._own_grid(function)
                 grids[variable] = grid
                 attributes |= {attr.SCALE: grid.scale, attr.ZERO_POINT: grid.zero_point}
@@ -97,11 +98,18 @@ class AssignGrids:
         return Grid.from_range(low, high)
 
 
-def _read_in_8_bits(calls: Calls, precisions: dict[relax.Var, str]) -> set[relax.Var]:
-    """The tensors that some w8a8 operator reads, looking through operators that only move elements."""
+def _moved(asked: Precision, stored: str) -> Precision:
+    """What an operator that only moves elements stored in ``stored`` is executed in: as asked where that is it."""
+    if asked.integer_activations:
+        return asked if stored == "uint8" else FP32
+    return W8A8 if stored == "uint8" else FP32
+
+
+def _read_in_8_bits(calls: Calls, precisions: dict[relax.Var, Precision]) -> set[relax.Var]:
+    """The tensors that some operator in 8 bits reads, looking through operators that only move elements."""
     needed: set[relax.Var] = set()
     for variable, function, call in reversed(calls):
         moves = attr.text(function, attr.KIND) in MOVING_KINDS
-        if variable in needed if moves else precisions[variable] == "w8a8":
+        if variable in needed if moves else precisions[variable].integer_activations:
             needed.update(argument for argument in call.args if isinstance(argument, relax.Var))
     return needed

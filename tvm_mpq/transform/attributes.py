@@ -6,6 +6,7 @@ import json
 
 from tvm import IRModule, relax
 
+from tvm_mpq.precision import Precision
 from tvm_mpq.quantization.grid import Grid
 
 OPERATOR = "mpq.operator"
@@ -44,6 +45,16 @@ def calls(mod: IRModule) -> list[tuple[relax.Var, relax.Function, relax.Call]]:
 def text(function: relax.Function, name: str) -> str:
     """The attribute as text; empty where it is absent."""
     return str(function.attrs[name]) if function.attrs is not None and name in function.attrs else ""
+
+
+def asked(function: relax.Function) -> Precision:
+    """The precision that the plan names for an annotated operator."""
+    return Precision.parse(text(function, ASKED))
+
+
+def executed(function: relax.Function) -> Precision:
+    """The precision that an annotated operator is executed in."""
+    return Precision.parse(text(function, PRECISION))
 
 
 def names(function: relax.Function, name: str) -> list[str]:

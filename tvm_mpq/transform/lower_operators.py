@@ -8,12 +8,14 @@ without a kernel keep their Relax body, inlined on float tensors in ONNX's layou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import tvm
 from tvm import IRModule, relax
 
+from tvm_mpq.errors import MpqError
 from tvm_mpq.quantization.grid import Grid
+from tvm_mpq.quantization.weights import QuantizedWeights
 from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.lower_binary import lower_binary
 from tvm_mpq.transform.lower_elementwise import lower_activation, lower_add, lower_concat
@@ -48,15 +50,23 @@ _PLAIN: dict[str, Callable[[Emitter, Operation], relax.Var]] = {
 class LowerOperators:
     """See the module. ``instruction`` is the target's row of the intrinsic table.
 
-    With ``observe`` the results are every operator's output, each in the layout it is held in.
+    With ``observe`` the results are every operator's output, each in the layout it is held in. ``weights`` gives
+    operators integer weights, of their plan's precision; the others' are rounded to nearest here.
     """
 
-    def __init__(self, instruction: str, observe: bool = False) -> None:
+    def __init__(
+        self,
+        instruction: str,
+        observe: bool = False,
+        weights: Mapping[str, QuantizedWeights] | None = None,
+    ) -> None:
         self.instruction = instruction
         self.observe = observe
+        self.weights = weights or {}
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
-        """Apply the pass."""
+        """Apply the pass; raises MpqError for weights that are not of an operator here or of its precision."""
+        _check_weights(mod, self.weights)
         builder = relax.BlockBuilder()
         emitter = Emitter(builder)
         main = mod["main"]
@@ -71,7 +81,7 @@ class LowerOperators:
         with builder.function("main", parameters, attrs=dict(main.attrs)):
             with builder.dataflow():
                 for variable, function, call in attr.calls(mod):
-                    operation = _operation(variable, function, call, tensors)
+                    operation = _operation(variable, function, call, tensors, self.weights)
                     tensors[variable] = operation.output
                     self._lower(emitter, operation)
                 if self.observe:
@@ -109,20 +119,39 @@ class LowerOperators:
 
 
 def _operation(
-    variable: relax.Var, function: relax.Function, call: relax.Call, tensors: dict[relax.Var, Tensor]
+    variable: relax.Var,
+    function: relax.Function,
+    call: relax.Call,
+    tensors: dict[relax.Var, Tensor],
+    weights: Mapping[str, QuantizedWeights],
 ) -> Operation:
     grid = None
     if attr.text(function, attr.SCALE):
         grid = Grid(float(function.attrs[attr.SCALE]), int(function.attrs[attr.ZERO_POINT]))
+    name = attr.text(function, attr.OPERATOR)
     return Operation(
-        name=attr.text(function, attr.OPERATOR),
+        name=name,
         kind=attr.text(function, attr.KIND),
         function=function,
         inputs=tuple(tensors[argument] for argument in call.args),
         output=Tensor(shape_of(variable), grid),
-        activations="uint8" if attr.text(function, attr.PRECISION) == "w8a8" else "float32",
+        executed=attr.executed(function),
         stored=attr.text(function, attr.STORED),
+        weights=weights.get(name),
     )
+
+
+def _check_weights(mod: IRModule, weights: Mapping[str, QuantizedWeights]) -> None:
+    functions = {attr.text(function, attr.OPERATOR): function for _, function, _ in attr.calls(mod)}
+    for name, given in weights.items():
+        if name not in functions or attr.text(functions[name], attr.KIND) not in _WEIGHTED:
+            raise MpqError(
+                f"weights are given for {name!r}, which is no operator with weights of the network"
+            )
+        asked = attr.asked(functions[name])
+        if (asked.weight_bits, asked.group) != (given.bits, given.group):
+            form = f"{given.bits} bits" + (f" in groups of {given.group}" if given.group else "")
+            raise MpqError(f"the weights given for {name!r} have {form}, where the plan says {asked}")
 
 
 def _move(emitter: Emitter, operation: Operation) -> relax.Var:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,12 @@ from tvm import relax
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.kernels.winograd import WinogradGeometry
-from tvm_mpq.quantization.bias import fold_zero_point, quantize_bias, safe_weight_scale
-from tvm_mpq.quantization.packing import pack_channels, pack_depthwise, pack_weights
-from tvm_mpq.quantization.pair_sums import fit_pair_sums, pair_scales, pair_sums_fit
+from tvm_mpq.quantization.bias import fold_zero_point, quantize_bias
+from tvm_mpq.quantization.packing import pack_channels, pack_depthwise, pack_factors, pack_weights
+from tvm_mpq.quantization.pair_sums import pair_sums_fit
 from tvm_mpq.quantization.requantize import requantize_multiplier
-from tvm_mpq.quantization.weights import round_weights, weight_scales
+from tvm_mpq.quantization.rounding import check_shape, fit_accumulator, round_to_nearest
+from tvm_mpq.quantization.weights import QuantizedWeights
 from tvm_mpq.quantization.winograd import pack_winograd
 from tvm_mpq.transform.operation import Operation
 from tvm_mpq.transform.operator_body import OperatorBody, read_body
@@ -84,10 +85,12 @@ def _lower_matrix(
 ) -> relax.Var:
     family = "conv2d" if layout == "pixels" else "matmul"
     numbers = _numbers(operation, body, weight)
-    fits = numbers.multiplier is not None and pair_sums_fit(numbers.weight)
-    spec = KernelSpec(
-        family, shape, operation.activations, _output(operation, body), instruction, pair_sums_fit=fits
-    ).faster()
+    spec = KernelSpec(family, shape, operation.activations, _output(operation, body), instruction)
+    if numbers.quantized is not None:
+        bits, group = numbers.quantized.bits, numbers.quantized.effective_group
+        fits = (bits == 8 or group > 0) and pair_sums_fit(numbers.weight)
+        spec = replace(spec, weight_bits=bits, weight_group=group, pair_sums_fit=fits)
+    spec = spec.faster()
     constants = _packed_for_matrix(numbers, spec)
     x = emitter.read(operation.inputs[0], operation.activations, layout)
     rows = shape.batch * shape.height * shape.width
@@ -122,13 +125,14 @@ def _output(operation: Operation, body: OperatorBody) -> Output:
 
 @dataclass(frozen=True)
 class _Numbers:
-    """What an operator computes with: weight [O, …] and bias [O] in float, or codes and int32.
+    """What an operator computes with: weight [O, …] and bias [O] in float, or int8 and int32.
 
-    Integers have a multiplier float32 [O] and the zero-points of input and output as well.
+    Integers have what the int8 stand for, a multiplier float32 [O] and the zero-points of input and output as well.
     """
 
     weight: Array
     bias: Array
+    quantized: QuantizedWeights | None = None
     multiplier: Array | None = None
     zero_points: tuple[int, int] = (0, 0)
 
@@ -156,11 +160,17 @@ def _packed_for_matrix(numbers: _Numbers, spec: KernelSpec) -> list[Array]:
             lambda values: pack_channels(values, groups, tiled.block),
             fold,
         )
-    return numbers.packed(
+    packed = numbers.packed(
         lambda codes: pack_weights(codes, groups, row.lanes, row.group, row.words, row.nibbles),
         lambda values: pack_channels(values, groups, row.lanes),
         fold,
     )
+    if row.multiplied:
+        # The kernel multiplies each group's sum itself, and reads the codes as they are.
+        assert numbers.quantized is not None
+        codes = pack_weights(numbers.quantized.codes, groups, row.lanes, row.group, row.words, row.nibbles)
+        packed[:1] = [codes, pack_factors(numbers.quantized.row_multipliers, groups, row.lanes)]
+    return packed
 
 
 def _numbers(operation: Operation, body: OperatorBody, weight: Array) -> _Numbers:
@@ -169,14 +179,8 @@ def _numbers(operation: Operation, body: OperatorBody, weight: Array) -> _Number
         return _Numbers(weight, bias)
     grid = operation.inputs[0].grid
     assert grid is not None
-    scale = weight_scales(weight, name=f"the weights of operator {operation.name}")
-    depthwise = operation.kind == "depthwise_conv2d"  # its kernels sum no pairs
-    if not depthwise:
-        scale = pair_scales(weight, scale)
-    scale = safe_weight_scale(scale, bias, grid.scale, weight[0].size)
-    codes = round_weights(weight, scale)
-    if not depthwise:
-        codes = fit_pair_sums(codes)
+    quantized = _quantized(operation, weight.astype(np.float32), bias, grid.scale)
+    codes, scale = quantized.int8, quantized.scale
     integer_bias = quantize_bias(bias, grid.scale, scale)
     out_scale, out_zero = 1.0, 0
     if operation.stored == "uint8":
@@ -188,4 +192,17 @@ def _numbers(operation: Operation, body: OperatorBody, weight: Array) -> _Number
         largest = 255.0 * np.abs(codes.reshape(len(codes), -1).astype(np.float64)).sum(axis=1)
         largest += np.abs(integer_bias.astype(np.float64)) + 1.0
         multiplier = np.minimum(multiplier, (2.0**31 - 256.0) / largest).astype(np.float32)
-    return _Numbers(codes, integer_bias, multiplier, (grid.zero_point, out_zero))
+    return _Numbers(codes, integer_bias, quantized, multiplier, (grid.zero_point, out_zero))
+
+
+def _quantized(operation: Operation, weight: Array, bias: Array, in_scale: float) -> QuantizedWeights:
+    """The operator's integer weights: those given, or rounded to nearest; with scales that fit the accumulator."""
+    executed = operation.executed
+    paired = operation.kind != "depthwise_conv2d"  # its kernels sum no pairs
+    if operation.weights is None:
+        title = f"the weights of operator {operation.name}"
+        chosen = round_to_nearest(weight, executed.weight_bits, executed.group, title, paired)
+    else:
+        chosen = operation.weights
+        check_shape(chosen, weight, f"operator {operation.name}")
+    return fit_accumulator(chosen, weight, bias, in_scale, paired)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from tvm import relax
 
+from tvm_mpq.precision import Precision
+from tvm_mpq.quantization.weights import QuantizedWeights
 from tvm_mpq.transform.tensors import Tensor
 
 
@@ -13,7 +15,8 @@ from tvm_mpq.transform.tensors import Tensor
 class Operation:
     """One call in ``main``: the operator function, what it reads and what it makes.
 
-    ``activations`` is the dtype it reads and computes on, ``stored`` the dtype of its result.
+    ``executed`` is its precision, ``stored`` the dtype of its result. ``weights`` are integer weights that somebody
+    chose for it, None where they are to be rounded here.
     """
 
     name: str
@@ -21,10 +24,16 @@ class Operation:
     function: relax.Function
     inputs: tuple[Tensor, ...]
     output: Tensor
-    activations: str
+    executed: Precision
     stored: str
+    weights: QuantizedWeights | None = None
+
+    @property
+    def activations(self) -> str:
+        """The dtype it reads and computes on."""
+        return "uint8" if self.executed.integer_activations else "float32"
 
     @property
     def precision(self) -> str:
-        """``w8a8`` or ``fp32``, as kernels' names say it."""
+        """``w8a8`` or ``fp32``: what kernels without weights say of themselves in their names."""
         return "w8a8" if self.activations == "uint8" else "fp32"

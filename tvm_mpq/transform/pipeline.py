@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from tvm import IRModule, relax
 
 from tvm_mpq.errors import MpqError
 from tvm_mpq.plan import PrecisionPlan
+from tvm_mpq.quantization.weights import QuantizedWeights
 from tvm_mpq.transform.annotate import AnnotatePrecision
 from tvm_mpq.transform.assign_grids import AssignGrids, TensorRanges
 from tvm_mpq.transform.lower_operators import LowerOperators
@@ -26,6 +27,7 @@ class Pipeline:
     """The passes for one plan, one set of ranges and one instruction set.
 
     ``dump`` is a folder that gets the module after each pass. ``observe`` makes every operator's output a result.
+    ``weights`` gives operators integer weights of their plan's precision, instead of rounding to nearest.
     """
 
     plan: PrecisionPlan
@@ -33,6 +35,7 @@ class Pipeline:
     instruction: str
     dump: Path | None = None
     observe: bool = False
+    weights: Mapping[str, QuantizedWeights] | None = None
 
     def annotate(self, mod: IRModule) -> IRModule:
         """Canonical module → every operator carries its bit-width and every 8-bit tensor its grid."""
@@ -41,7 +44,7 @@ class Pipeline:
     def lower(self, mod: IRModule) -> IRModule:
         """Annotated module → scheduled NHWC kernels."""
         passes = [
-            LowerOperators(self.instruction, self.observe),
+            LowerOperators(self.instruction, self.observe, self.weights),
             relax.transform.LegalizeOps(),
             ScheduleKernels(),
         ]
