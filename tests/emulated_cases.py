@@ -1,0 +1,228 @@
+"""Kernels with data and the bytes that NumPy's integers say they must write, for every instruction set.
+
+A new kind of weighted kernel is a line in SPECS and, where its weights are packed another way, a branch in
+``weighted``. Other kernels are functions in OTHERS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from reference import convolve, quantized_average, quantized_convolution, quantized_sum, rescaled
+from tvm.tirx import PrimFunc
+
+from tvm_mpq.kernels import elementwise, pooling
+from tvm_mpq.kernels.convolution import ConvolutionShape, Output
+from tvm_mpq.kernels.intrinsic import winograd_intrinsic
+from tvm_mpq.kernels.schedule_default import schedule_default
+from tvm_mpq.kernels.spec import KernelSpec
+from tvm_mpq.kernels.winograd import WinogradGeometry
+from tvm_mpq.quantization.addition import addition_factors
+from tvm_mpq.quantization.bias import fold_zero_point
+from tvm_mpq.quantization.grid import Grid
+from tvm_mpq.quantization.packing import pack_channels, pack_depthwise, pack_weights
+from tvm_mpq.quantization.winograd import pack_winograd
+
+ZEROS = (117, 3)
+"""The zero-points of input and output."""
+SAME = (1, 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel's arguments but for the output, and the output."""
+
+    function: PrimFunc
+    arguments: tuple[np.ndarray, ...]
+    expected: np.ndarray
+
+
+def _spec(family: str, shape: ConvolutionShape, dtype: str = "uint8", out: str | None = None) -> KernelSpec:
+    return KernelSpec(family, shape, dtype, Output(out or dtype), instruction="")
+
+
+SPECS: dict[str, KernelSpec] = {
+    "1x1": _spec("conv2d", ConvolutionShape(1, 7, 9, 32, 64)),
+    "1x1 of ragged channels": _spec("conv2d", ConvolutionShape(2, 5, 5, 19, 33)),
+    "1x1 of half-wide channels": _spec("conv2d", ConvolutionShape(1, 6, 6, 24, 40)),
+    "3x3 strided": _spec("conv2d", ConvolutionShape(1, 13, 12, 16, 48, (3, 3), (2, 2), SAME)),
+    "3x3 of an image": _spec("conv2d", ConvolutionShape(1, 16, 15, 3, 32, (3, 3), (2, 2), (0, 0, 1, 1))),
+    "5x7 of one channel": _spec("conv2d", ConvolutionShape(1, 9, 9, 1, 16, (5, 7), (1, 2), (2, 0, 1, 3))),
+    "3x3 grouped and dilated": _spec(
+        "conv2d", ConvolutionShape(2, 9, 8, 24, 48, (3, 3), (1, 1), (2, 2, 2, 1), (2, 2), groups=3)
+    ),
+    "3x3 of ragged groups": _spec(
+        "conv2d", ConvolutionShape(1, 6, 7, 10, 14, (3, 3), (1, 1), SAME, groups=2)
+    ),
+    "long sums": _spec("conv2d", ConvolutionShape(1, 2, 3, 2048, 16)),
+    "depthwise 3x3": _spec("depthwise", ConvolutionShape(1, 9, 9, 32, 32, (3, 3), (1, 1), SAME, groups=32)),
+    "depthwise 5x5 strided": _spec(
+        "depthwise", ConvolutionShape(1, 11, 9, 19, 38, (5, 5), (2, 2), (2, 2, 2, 2), groups=19)
+    ),
+    "matmul of one row": _spec("matmul", ConvolutionShape(1, 1, 1, 70, 48), out="float32"),
+    "matmul of ragged channels": _spec("matmul", ConvolutionShape(33, 1, 1, 61, 21)),
+    "matmul to float": _spec("matmul", ConvolutionShape(17, 1, 1, 64, 32), out="float32"),
+    "winograd": _spec("winograd", ConvolutionShape(1, 9, 8, 32, 32, (3, 3), (1, 1), SAME)),
+    "winograd of ragged channels": _spec(
+        "winograd", ConvolutionShape(2, 5, 6, 17, 12, (3, 3), (1, 1), (0, 1, 1, 0))
+    ),
+    "float 1x1": _spec("conv2d", ConvolutionShape(1, 7, 9, 32, 64), "float32"),
+    "float 3x3 strided": _spec("conv2d", ConvolutionShape(1, 13, 12, 5, 40, (3, 3), (2, 2), SAME), "float32"),
+    "float depthwise": _spec(
+        "depthwise", ConvolutionShape(1, 9, 9, 19, 19, (3, 3), (1, 1), SAME, groups=19), "float32"
+    ),
+    "float matmul": _spec("matmul", ConvolutionShape(9, 1, 1, 61, 33), "float32"),
+    "float winograd": _spec("winograd", ConvolutionShape(1, 7, 8, 16, 24, (3, 3), (1, 1), SAME), "float32"),
+}
+
+
+def cases(instruction: str) -> dict[str, Case]:
+    """Every case that there is on ``instruction``."""
+    specs = {name: replace(spec, instruction=instruction) for name, spec in SPECS.items()}
+    return {
+        **{name: weighted(spec) for name, spec in specs.items() if exists(spec)},
+        **{name: make() for name, make in OTHERS.items()},
+    }
+
+
+def exists(spec: KernelSpec) -> bool:
+    """Whether the instruction set has the family: byte instructions have no integer Winograd."""
+    return spec.family != "winograd" or winograd_intrinsic(spec.instruction, spec.in_dtype) is not None
+
+
+def weighted(spec: KernelSpec) -> Case:
+    """A kernel with weights, of which half and of the activations half are extreme."""
+    shape = spec.shape
+    rng = np.random.default_rng(len(spec.name))
+    image = (shape.batch, shape.height, shape.width, shape.in_channels)
+    filters = (shape.out_channels, shape.in_channels // shape.groups, *shape.kernel)
+    if spec.in_dtype == "float32":
+        # Small integers: exact in any order of summation, and times Winograd's factors.
+        x, w = rng.integers(-9, 10, image), rng.integers(-9, 10, filters)
+        bias = rng.integers(-50, 50, shape.out_channels)
+        sums = (convolve(x, w, shape) + bias).reshape(shape.rows, -1).astype(np.float32)
+        values = (w.astype(np.float32), bias.astype(np.float32))
+        return Case(spec.schedule(), (_rows(x.astype(np.float32)), *_pack(spec, *values)), sums)
+    q = np.where(rng.random(image) < 0.5, rng.choice([0, 255], image), rng.integers(0, 256, image))
+    codes = np.where(
+        rng.random(filters) < 0.5, rng.choice([-127, 127], filters), rng.integers(-127, 128, filters)
+    )
+    q, codes = q.astype(np.uint8), codes.astype(np.int8)
+    bias = rng.integers(-5000, 5000, shape.out_channels).astype(np.int32)
+    multiplier = rng.random(shape.out_channels) * (8e-3 / np.sqrt(codes[0].size)) + 1e-6
+    multiplier = multiplier.astype(np.float32)
+    unshifted = spec.family == "depthwise" or spec.row.activation == "uint8"
+    folded = fold_zero_point(bias, codes, ZEROS[0]) if unshifted else bias
+    arguments = (_rows(q), *_pack(spec, codes, folded, multiplier), np.array(ZEROS, np.int32))
+    if spec.out.dtype == "uint8":
+        expected = quantized_convolution(q, codes, bias, multiplier, ZEROS, shape)
+    else:
+        acc = convolve(q.astype(np.int64) - ZEROS[0], codes.astype(np.int64), shape) + bias
+        expected = acc.reshape(shape.rows, -1).astype(np.int32).astype(np.float32) * multiplier
+    return Case(spec.schedule(), arguments, expected)
+
+
+def _rows(x: np.ndarray) -> np.ndarray:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _pack(spec: KernelSpec, weights: np.ndarray, *each: np.ndarray) -> list[np.ndarray]:
+    """The weights, and what there is for each output channel, as the kernel reads them."""
+    if spec.family == "depthwise":
+        return [pack_depthwise(weights), *each]
+    row, groups = spec.row, spec.shape.groups
+    if spec.family == "winograd":
+        tiled = WinogradGeometry(spec.shape, row)
+        packed = pack_winograd(weights, tiled.channels, tiled.block, row.group)
+        return [packed, *(pack_channels(values, 1, tiled.block) for values in each)]
+    packed = pack_weights(weights, groups, row.lanes, row.group)
+    return [packed, *(pack_channels(values, groups, row.lanes) for values in each)]
+
+
+SOURCE, OTHER, OUT = (
+    Grid(float(np.float32(scale)), zero) for scale, zero in ((0.05, 117), (0.013, 3), (0.06, 140))
+)
+
+
+def _codes(*shape: int) -> np.ndarray:
+    return np.random.default_rng(len(shape)).integers(0, 256, shape).astype(np.uint8)
+
+
+def _float32(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+def _int32(*values: int) -> np.ndarray:
+    return np.array(values, np.int32)
+
+
+def quantize_case() -> Case:
+    """An image's pixels, some of them exactly between two codes, far outside, infinite."""
+    rng = np.random.default_rng(0)
+    shape = (2, 5, 6, 7)
+    x = np.where(rng.random(shape) < 0.5, rng.normal(0, 150, shape), rng.integers(-300, 300, shape) + 0.5)
+    x = np.where(
+        rng.random(shape) < 0.1, rng.choice([np.inf, -np.inf, 3e38, -1e-40], shape), x * SOURCE.scale
+    )
+    x = x.astype(np.float32)
+    kernel = schedule_default(elementwise.quantize_to_pixels(shape))
+    arguments = (x, _float32(SOURCE.inverse_scale), _int32(0, SOURCE.zero_point))
+    return Case(kernel, arguments, _rows(SOURCE.quantize(x).transpose(0, 2, 3, 1)))
+
+
+def dequantize_case() -> Case:
+    """Codes to real numbers."""
+    q = _codes(3, 47)
+    kernel = schedule_default(elementwise.dequantize_tensor(q.shape))
+    return Case(kernel, (q, _float32(SOURCE.scale), _int32(SOURCE.zero_point, 0)), SOURCE.dequantize(q))
+
+
+def add_case() -> Case:
+    """Two tensors on different grids."""
+    a, b = _codes(41, 19), _codes(41, 19)[::-1].copy()
+    factors, multiplier = addition_factors(SOURCE, OTHER, OUT)
+    kernel = schedule_default(elementwise.add(a.shape, Output("uint8")))
+    arguments = (a, b, factors, _float32(multiplier), _int32(0, OUT.zero_point))
+    return Case(kernel, arguments, quantized_sum(a, b, (SOURCE, OTHER), OUT))
+
+
+def rescale_case() -> Case:
+    """From one grid to another."""
+    q = _codes(5, 7, 9)
+    kernel = schedule_default(elementwise.rescale(q.shape))
+    arguments = (q, _float32(SOURCE.scale / OUT.scale), _int32(SOURCE.zero_point, OUT.zero_point))
+    return Case(kernel, arguments, rescaled(q, SOURCE, OUT))
+
+
+def average_pool_case() -> Case:
+    """Windows that reach into the padding."""
+    shape = ConvolutionShape(1, 7, 8, 19, 19, (3, 2), (2, 1), (1, 0, 1, 1))
+    q = _codes(1, 7, 8, 19)
+    area = np.pad(np.ones((7, 8)), ((1, 1), (0, 1)))
+    covered = np.lib.stride_tricks.sliding_window_view(area, (3, 2))[::2].sum(axis=(2, 3)).reshape(-1)
+    kernel = schedule_default(pooling.average_pool(shape, "uint8", False))
+    multiplier = (SOURCE.scale / (covered * OUT.scale)).astype(np.float32)
+    offset = (-SOURCE.zero_point * covered).astype(np.int32)
+    arguments = (_rows(q), multiplier, offset, _int32(SOURCE.zero_point, OUT.zero_point))
+    return Case(kernel, arguments, _rows(quantized_average(q, shape, SOURCE, OUT, False)))
+
+
+def max_pool_case() -> Case:
+    """Windows over one another."""
+    shape = ConvolutionShape(1, 9, 9, 40, 40, (3, 3), (2, 2))
+    q = _codes(1, 9, 9, 40)
+    windows = np.lib.stride_tricks.sliding_window_view(q, (3, 3), axis=(1, 2))[:, ::2, ::2]
+    kernel = schedule_default(pooling.max_pool(shape, "uint8"))
+    return Case(kernel, (_rows(q),), _rows(windows.max(axis=(4, 5))))
+
+
+OTHERS: dict[str, Callable[[], Case]] = {
+    "quantize": quantize_case,
+    "dequantize": dequantize_case,
+    "add": add_case,
+    "rescale": rescale_case,
+    "average pool": average_pool_case,
+    "max pool": max_pool_case,
+}
