@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 from emulated_program import BASE, FILL, GUARD, Buffer, Program
 
-# For each target a processor with the instructions that its file names and, as far as the emulator's table goes,
-# no others: a kernel that uses what its target does not promise ends in an exception.
+# For each target a processor with the vector instructions that its file names, and no others: a kernel that uses
+# what its target does not promise ends in an exception.
 PROCESSORS = {
     "x86-64-v2": "corei5_lynnfield_750",
     "haswell": "corei7_haswell_4770",
     "x86-64-v3": "corei7_haswell_4770",
     "x86-64-v4": "corei7_skylake_x",
     "cascadelake": "corei7_skylake_x, add_features=avx512vnni",
-    "znver4": "sapphire_rapids, exclude_features=avx_vnni",
-    "alderlake": "arrow_lake",
+    "znver4": 'sapphire_rapids, exclude_features="avx_vnni, avx512fp16"',
+    "alderlake": 'arrow_lake, exclude_features="avx_ifma, avx_vnni_int8, avx_vnni_int16, avx_ne_convert"',
 }
 TASKS = 3
 """How many tasks a parallel loop is cut into: more than one, and rarely a divisor."""
