@@ -195,7 +195,7 @@ def test_what_is_no_package_is_refused(content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda raw: raw.update(schema_version=2), "schema version 2, this tvm_mpq reads 1; install a newer"),
+        (lambda raw: raw.update(schema_version=3), "schema version 3, this tvm_mpq reads 2; install a newer"),
         (lambda raw: raw.update(schema_version="1"), "schema version '1'"),
         (lambda raw: raw.pop("inputs"), "lacks the field 'inputs'"),
         (lambda raw: raw.update(inputs=[]), "names no inputs"),

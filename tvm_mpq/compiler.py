@@ -11,6 +11,7 @@ from tvm import IRModule
 
 from tvm_mpq.build import build, constant_bytes
 from tvm_mpq.calibration import calibrate
+from tvm_mpq.cost.calls import kernel_calls
 from tvm_mpq.dataset import Dataset, open_dataset
 from tvm_mpq.errors import MpqError
 from tvm_mpq.files import sha256
@@ -110,7 +111,8 @@ class _Job:
     ) -> Package:
         pipeline = Pipeline(plan, self.ranges, self.target.instruction, dump_ir)
         annotated = pipeline.annotate(self.mod)
-        built = build(pipeline.lower(annotated), self.target)
+        lowered = pipeline.lower(annotated)
+        built = build(lowered, self.target)
         inputs, outputs = io_specs(self.mod)
         return Package.create(
             name=self.model.stem,
@@ -122,6 +124,7 @@ class _Job:
             model_sha256=sha256(self.model.read_bytes()),
             operators=[_record(function) for _, function, _ in attr.calls(annotated)],
             storage=Storage(built.constants, constant_bytes(self.mod), built.constants + built.activations),
+            calls=kernel_calls(lowered),
             calibration=calibration,
             calibration_sha256=calibration_sha256,
         )

@@ -36,3 +36,20 @@ def cpu_features() -> frozenset[str]:
 def cpu_name() -> str:
     """The processor's model name, or the machine's architecture where Linux gives none."""
     return _cpuinfo().get("model name") or platform.machine()
+
+
+def cache_bytes(level: int) -> int:
+    """Bytes of the first processor's data cache of ``level`` (2, or 3 for the last); common ones where Linux is silent.
+
+    A machine without the third level has the second as its last.
+    """
+    assumed = {2: 512 * 1024, 3: 8 * 1024 * 1024}
+    found = {}
+    for entry in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            if (entry / "type").read_text().strip() != "Instruction":
+                size = (entry / "size").read_text().strip()
+                found[int((entry / "level").read_text())] = int(size.removesuffix("K")) * 1024
+        except (OSError, ValueError):
+            continue
+    return found.get(level) or found.get(2) or assumed[level]

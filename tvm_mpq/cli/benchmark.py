@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,13 +18,21 @@ from tvm_mpq.cli.options import (
     check_output_file,
     parse_numbers,
 )
+from tvm_mpq.errors import MpqError
+
+if TYPE_CHECKING:
+    from tvm_mpq.runtime.package import Package
+    from tvm_mpq.runtime.profile import Profile
+
+_PROFILE_WIDTH = 150
 
 
 def benchmark(
     package: Annotated[Path, typer.Argument(help="The package.", metavar="PACKAGE")],
     data: Annotated[
-        Path, typer.Option(metavar="DATA", help="An .npz with labels, or a folder of images with labels.csv.")
-    ],
+        Path | None,
+        typer.Option(metavar="DATA", help="An .npz with labels, or a folder of images with labels.csv."),
+    ] = None,
     baseline: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The fp32 package to compare with, if not the one beside."),
@@ -39,6 +47,12 @@ def benchmark(
     mean: MeanOption = "0",
     scale: ScaleOption = "1",
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile", help="Time every operator against this machine's peaks; without --data, only that."
+        ),
+    ] = False,
     json: JsonOption = None,
 ) -> None:
     """Measure a package's latency, storage and loss, with its fp32 package in turns beside it."""
@@ -51,8 +65,15 @@ def benchmark(
     from tvm_mpq.runtime.package import Package
     from tvm_mpq.runtime.session import check_features
 
+    if data is None and not profile:
+        raise MpqError(
+            "give --data DATA to measure the loss on, or --profile for the latency of each operator"
+        )
     loaded = Package.load(package)
     check_features(loaded)
+    if data is None:
+        _profile(loaded, threads, repeat, json)
+        return
     fp32, reason = harness.find_baseline(loaded, package, baseline)
     output = loaded.metadata.outputs[0].shape
     classes = output[1] if get_loss(loss).classification and len(output) > 1 else None
@@ -75,6 +96,7 @@ def benchmark(
             threads=threads,
             repeat=repeat,
             seed=seed,
+            profiled=profile,
             progress=progress,
         )
     console = stdout()
@@ -82,4 +104,26 @@ def benchmark(
     for line in verdict(result):
         console.print(line, markup=False)
     console.print(operators_table(result.operators))
+    if result.profile is not None:
+        _print_profile(result.profile)
     write_json(json, result.to_dict())
+
+
+def _profile(package: Package, threads: int, repeat: int, json: Path | None) -> None:
+    """Profile on noise: a kernel's time does not depend on what it multiplies."""
+    from tvm_mpq.runtime.arrays import noise
+    from tvm_mpq.runtime.profile import profile
+    from tvm_mpq.runtime.session import Session
+
+    found = profile(Session(package, threads), noise(package.metadata.inputs), repeat)
+    _print_profile(found)
+    write_json(json, {"profile": found.to_dict()})
+
+
+def _print_profile(found: Profile) -> None:
+    from tvm_mpq.cli.profile_table import profile_lines, profile_table
+
+    console = stdout(_PROFILE_WIDTH)
+    console.print(profile_table(found))
+    for line in profile_lines(found):
+        console.print(line, markup=False, soft_wrap=True)

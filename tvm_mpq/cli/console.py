@@ -15,9 +15,9 @@ from tvm_mpq.files import write_beside
 _WIDTH = 100
 
 
-def stdout() -> Console:
-    """A console for results: 100 columns where the output goes to a file or another program."""
-    return Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+def stdout(width: int = _WIDTH) -> Console:
+    """A console for results: ``width`` columns where the output goes to a file or another program."""
+    return Console(width=None if sys.stdout.isatty() else width, highlight=False)
 
 
 def progress_bar() -> Progress:

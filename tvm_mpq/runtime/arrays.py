@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from tvm_mpq.errors import MpqError
 from tvm_mpq.files import write_beside
+from tvm_mpq.tensor_spec import TensorSpec
 
 
 def load_arrays(path: str | Path) -> dict[str, npt.NDArray[Any]]:
@@ -28,6 +29,18 @@ def load_arrays(path: str | Path) -> dict[str, npt.NDArray[Any]]:
         raise MpqError(f"there is no file {path}") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError) as error:
         raise MpqError(f"{path} is not a readable .npz of plain arrays: {error}") from None
+
+
+def noise(specs: Iterable[TensorSpec], seed: int = 0) -> dict[str, npt.NDArray[Any]]:
+    """An array for each input: normal floats, and zeros of any other dtype (an index that is always in range)."""
+    rng = np.random.default_rng(seed)
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for spec in specs:
+        if np.issubdtype(np.dtype(spec.dtype), np.floating):
+            arrays[spec.name] = rng.standard_normal(spec.shape).astype(spec.dtype)
+        else:
+            arrays[spec.name] = np.zeros(spec.shape, spec.dtype)
+    return arrays
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:

@@ -47,13 +47,15 @@ def benchmark(
     threads: int | None = 1,
     repeat: int = 100,
     seed: int = 0,
+    profiled: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Measure ``package`` on ``data`` and, in turns with it, the fp32 package ``baseline``.
 
     ``loss`` is a name for :func:`tvm_mpq.loss.get_loss`; ``kl`` compares with the baseline's outputs.
     Latency is of ``repeat`` runs each of the first batch of ``data`` with ``threads`` threads (None: all).
-    ``seed`` is that of the bootstrap. Without a baseline, ``baseline_reason`` says why in the result.
+    ``seed`` is that of the bootstrap. ``profiled``: also time every kernel call of the package (runtime.profile).
+    Without a baseline, ``baseline_reason`` says why in the result.
     Raises MpqError for packages and data that do not fit each other or this machine.
     """
     threads = check_threads(threads)
@@ -79,6 +81,11 @@ def benchmark(
             _storage(baseline, threads),
             _loss_result(measure, theirs, None),
         )
+    found = None
+    if profiled:
+        from tvm_mpq.runtime.profile import profile  # needs the compiler, for the peaks' loops
+
+        found = profile(session, inputs, repeat)
     return Result(
         latency_ms=Latency.of(seconds[0], threads),
         storage_bytes=_storage(package, threads),
@@ -87,6 +94,7 @@ def benchmark(
         baseline_reason=None if beside is not None else baseline_reason,
         operators=package.metadata.operators,
         environment=_environment(package, baseline, data, seed),
+        profile=found,
     )
 
 

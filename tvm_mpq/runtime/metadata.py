@@ -12,7 +12,7 @@ from tvm_mpq.runtime.decode import decode
 from tvm_mpq.target import Target
 from tvm_mpq.tensor_spec import TensorSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,29 @@ class OperatorRecord:
 
 
 @dataclass(frozen=True)
+class KernelCall:
+    """One kernel that a run calls; a package lists them in the order of their calls.
+
+    ``role`` is ``operator``, or for a conversion at a border ``quantize``, ``dequantize`` or ``layout``. ``operator``
+    is whose it is (of a conversion: the operator or network input that made the tensor), ``reader`` the operator that
+    asked for the conversion ("" for the network's output). ``step`` names the multiply-accumulate step it is made of
+    ("" without one) and ``steps`` how many of its multiply-accumulates the kernel needs at least, which is what the
+    roofline counts; ``macs`` are the operator's own. Bytes are of constants, inputs and output, each counted once.
+    """
+
+    kernel: str
+    role: str
+    operator: str
+    reader: str
+    step: str
+    macs: int
+    steps: float
+    constant_bytes: int
+    input_bytes: int
+    output_bytes: int
+
+
+@dataclass(frozen=True)
 class CalibrationInfo:
     """How the ranges of the 8-bit tensors were found."""
 
@@ -94,6 +117,7 @@ class Metadata:
     hashes: Hashes
     storage: Storage
     operators: tuple[OperatorRecord, ...]
+    calls: tuple[KernelCall, ...]
     calibration: CalibrationInfo | None
     baseline: BaselineInfo | None
 

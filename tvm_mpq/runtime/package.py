@@ -16,6 +16,7 @@ from tvm_mpq.runtime.metadata import (
     BaselineInfo,
     CalibrationInfo,
     Hashes,
+    KernelCall,
     Metadata,
     OperatorRecord,
     Storage,
@@ -50,6 +51,7 @@ class Package:
         model_sha256: str,
         operators: Sequence[OperatorRecord],
         storage: Storage,
+        calls: Sequence[KernelCall] = (),
         calibration: CalibrationInfo | None = None,
         calibration_sha256: str | None = None,
         baseline: BaselineInfo | None = None,
@@ -65,6 +67,7 @@ class Package:
             hashes=Hashes(model_sha256, calibration_sha256, sha256(library), sha256(plan.to_json().encode())),
             storage=storage,
             operators=tuple(operators),
+            calls=tuple(calls),
             calibration=calibration,
             baseline=baseline,
         )

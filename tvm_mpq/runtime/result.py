@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tvm_mpq.runtime.metadata import OperatorRecord
+
+if TYPE_CHECKING:
+    from tvm_mpq.runtime.profile import Profile
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,10 @@ class Environment:
 
 @dataclass(frozen=True)
 class Result:
-    """A benchmark. ``baseline`` is None with the reason in ``baseline_reason`` where there was none."""
+    """A benchmark. ``baseline`` is None with the reason in ``baseline_reason`` where there was none.
+
+    ``profile`` is None where none was asked for.
+    """
 
     latency_ms: Latency
     storage_bytes: StorageBytes
@@ -84,6 +90,7 @@ class Result:
     baseline_reason: str | None
     operators: tuple[OperatorRecord, ...]
     environment: Environment
+    profile: Profile | None = None
 
     @property
     def slower(self) -> bool:
@@ -92,4 +99,5 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """The benchmark as JSON-ready values."""
-        return dataclasses.asdict(self)
+        profile = None if self.profile is None else self.profile.to_dict()
+        return {**dataclasses.asdict(dataclasses.replace(self, profile=None)), "profile": profile}

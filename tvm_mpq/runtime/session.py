@@ -16,6 +16,7 @@ from tvm_mpq.cpu import cpu_features
 from tvm_mpq.errors import MpqError
 from tvm_mpq.runtime.package import Package
 from tvm_mpq.runtime.threads import check_threads, run_with_threads
+from tvm_mpq.runtime.tracer import Tracer, tensors
 
 Array = npt.NDArray[Any]
 
@@ -32,11 +33,11 @@ class Session:
         self.package = package if isinstance(package, Package) else Package.load(package)
         self.threads = check_threads(threads)
         check_features(self.package)
-        self._machine = run_with_threads(self.threads, self._load)
+        self._library = run_with_threads(self.threads, self._load)
+        self._machine = run_with_threads(self.threads, self._start)
 
     def _load(self) -> Any:
         import tvm
-        from tvm.runtime.vm import VirtualMachine  # not of tvm.relax, which needs the compiler
 
         # A package's kernels call libm's functions and name no library that has them.
         ctypes.CDLL("libm.so.6", mode=ctypes.RTLD_GLOBAL)
@@ -45,10 +46,18 @@ class Session:
             path = Path(folder) / "model.so"
             path.write_bytes(self.package.library)
             try:
-                library = tvm.runtime.load_module(str(path))
-                machine = VirtualMachine(library, tvm.cpu())
+                return tvm.runtime.load_module(str(path))
             except Exception as error:
                 raise MpqError(f"cannot load the package's library: {_first_line(error)}") from error
+
+    def _start(self) -> Any:
+        import tvm
+        from tvm.runtime.vm import VirtualMachine  # not of tvm.relax, which needs the compiler
+
+        try:
+            machine = VirtualMachine(self._library, tvm.cpu())
+        except Exception as error:
+            raise MpqError(f"cannot load the package's library: {_first_line(error)}") from error
         return_free_memory()
         return machine
 
@@ -73,19 +82,23 @@ class Session:
         arrays = self._checked(inputs)
         return run_with_threads(self.threads, lambda: self._time(arrays, repeat, warmup))
 
+    def tracer(self) -> Tracer:
+        """A second copy of the network, whose every kernel call can be timed; this one stays undisturbed."""
+        return Tracer(self.threads, run_with_threads(self.threads, self._start), self._checked)
+
     def _run(self, arrays: list[Array]) -> list[Array]:
-        result = self._machine["main"](*_tensors(arrays))
+        result = self._machine["main"](*tensors(arrays))
         single = len(self.package.metadata.outputs) == 1 and hasattr(result, "numpy")
         return [tensor.numpy() for tensor in ([result] if single else result)]
 
     def _time(self, arrays: list[Array], repeat: int, warmup: int) -> npt.NDArray[np.float64]:
-        main, tensors = self._machine["main"], _tensors(arrays)
+        main, arguments = self._machine["main"], tensors(arrays)
         for _ in range(warmup):
-            main(*tensors)
+            main(*arguments)
         seconds = np.empty(repeat)
         for i in range(repeat):
             start = time.perf_counter()
-            main(*tensors)
+            main(*arguments)
             seconds[i] = time.perf_counter() - start
         return seconds
 
@@ -139,12 +152,6 @@ def check_features(package: Package) -> None:
             f"the package was compiled for target {target.name!r} and this machine lacks "
             f"{', '.join(lacking)}; compile it again with --target host"
         )
-
-
-def _tensors(arrays: list[Array]) -> list[Any]:
-    import tvm
-
-    return [tvm.runtime.tensor(array) for array in arrays]
 
 
 def _first_line(error: Exception) -> str:

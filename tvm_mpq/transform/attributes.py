@@ -28,6 +28,9 @@ INPUTS = "mpq.inputs"
 INPUT_GRIDS = "mpq.input_grids"
 """On ``main``: the grids of inputs that are read in 8 bits, JSON {name: [scale, zero-point]}."""
 
+OWNERS = "mpq.owners"
+"""On a lowered ``main``: whose each binding is, JSON {variable: [role, operator, operator that reads it]}."""
+
 
 def calls(mod: IRModule) -> list[tuple[relax.Var, relax.Function, relax.Call]]:
     """(result, operator function, call) of every operator of ``main``, in order."""

@@ -8,6 +8,7 @@ without a kernel keep their Relax body, inlined on float tensors in ONNX's layou
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 
 import tvm
@@ -24,7 +25,7 @@ from tvm_mpq.transform.lower_pooling import lower_average_pool, lower_global_ave
 from tvm_mpq.transform.lower_weighted import lower_convolution, lower_depthwise, lower_matmul
 from tvm_mpq.transform.operation import Operation
 from tvm_mpq.transform.operator_body import shape_of
-from tvm_mpq.transform.tensors import Emitter, Layout, Tensor
+from tvm_mpq.transform.tensors import Emitter, Form, Layout, Tensor
 
 _WEIGHTED: dict[str, Callable[[Emitter, Operation, str], relax.Var]] = {
     "conv2d": lower_convolution,
@@ -77,13 +78,15 @@ class LowerOperators:
             variable = relax.Var(parameter.name, parameter.ty)
             parameters.append(variable)
             dtype = str(parameter.ty.dtype)
-            tensors[parameter] = Tensor(shape_of(parameter), grids.get(name), {(dtype, "plain"): variable})
+            forms: dict[Form, relax.Var] = {(dtype, "plain"): variable}
+            tensors[parameter] = Tensor(shape_of(parameter), grids.get(name), forms, name)
         with builder.function("main", parameters, attrs=dict(main.attrs)):
             with builder.dataflow():
                 for variable, function, call in attr.calls(mod):
                     operation = _operation(variable, function, call, tensors, self.weights)
                     tensors[variable] = operation.output
                     self._lower(emitter, operation)
+                emitter.reader = ""
                 if self.observe:
                     results = [
                         next(iter(tensors[variable].forms.values())) for variable, _, _ in attr.calls(mod)
@@ -93,9 +96,13 @@ class LowerOperators:
                 single = len(results) == 1 and not self.observe
                 output = builder.emit_output(results[0] if single else relax.Tuple(results))
             builder.emit_func_output(output)
-        return builder.get()
+        lowered = builder.get()
+        owners = json.dumps(emitter.owners)
+        lowered.update_func(lowered.get_global_var("main"), lowered["main"].with_attr(attr.OWNERS, owners))
+        return lowered
 
     def _lower(self, emitter: Emitter, operation: Operation) -> None:
+        emitter.reader = operation.name
         layout: Layout = operation.output.native
         if operation.kind == "matmul":
             layout = "plain"  # rows of a tensor of any rank, whose channels are last
@@ -109,6 +116,7 @@ class LowerOperators:
         else:
             layout = "plain"
             result = _inline(emitter, operation)
+        emitter.owners.setdefault(result.name, ("operator", operation.name, ""))
         if not operation.output.forms:
             operation.output.forms[str(result.ty.dtype), layout] = result
 
@@ -134,7 +142,7 @@ def _operation(
         kind=attr.text(function, attr.KIND),
         function=function,
         inputs=tuple(tensors[argument] for argument in call.args),
-        output=Tensor(shape_of(variable), grid),
+        output=Tensor(shape_of(variable), grid, name=name),
         executed=attr.executed(function),
         stored=attr.text(function, attr.STORED),
         weights=weights.get(name),

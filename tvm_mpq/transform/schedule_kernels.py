@@ -24,7 +24,8 @@ class ScheduleKernels:
             if not isinstance(function, PrimFunc):
                 continue
             if function.attrs is not None and ATTRIBUTE in function.attrs:
-                scheduled = KernelSpec.from_json(str(function.attrs[ATTRIBUTE])).schedule()
+                text = str(function.attrs[ATTRIBUTE])
+                scheduled = KernelSpec.from_json(text).schedule().with_attr(ATTRIBUTE, text)
             else:
                 scheduled = schedule_default(function)
             result.update_func(variable, scheduled.with_attr("global_symbol", variable.name_hint))

@@ -24,11 +24,15 @@ Form = tuple[str, Layout]
 
 @dataclass
 class Tensor:
-    """One tensor of the network: its ONNX ``shape``, its grid where it has one, and the forms made so far."""
+    """One tensor of the network: its ONNX ``shape``, its grid where it has one, and the forms made so far.
+
+    ``name`` is that of the operator or network input that makes it.
+    """
 
     shape: tuple[int, ...]
     grid: Grid | None
     forms: dict[Form, relax.Var] = field(default_factory=dict)
+    name: str = ""
 
     @property
     def pixel_shape(self) -> tuple[int, int]:
@@ -51,10 +55,16 @@ class Tensor:
 
 
 class Emitter:
-    """Emits kernels into ``main``: adds each function once, binds constants, converts tensors between forms."""
+    """Emits kernels into ``main``: adds each function once, binds constants, converts tensors between forms.
+
+    ``owners`` tells whose each variable is: role, operator and, of a conversion, the operator that asked for it, which
+    is ``reader`` at the time ("" for the network's output).
+    """
 
     def __init__(self, builder: relax.BlockBuilder) -> None:
         self.builder = builder
+        self.reader = ""
+        self.owners: dict[str, tuple[str, str, str]] = {}
 
     def kernel(
         self,
@@ -75,7 +85,11 @@ class Emitter:
         """``tensor`` in the form asked for, converted if it is not there yet."""
         form = (dtype, layout)
         if form not in tensor.forms:
-            tensor.forms[form] = self._convert(tensor, dtype, layout)
+            held_dtype, _ = self._nearest(tensor, dtype, layout)
+            made = self._convert(tensor, dtype, layout)
+            role = "layout" if held_dtype == dtype else ("quantize" if dtype == "uint8" else "dequantize")
+            self.owners.setdefault(made.name, (role, tensor.name, self.reader))
+            tensor.forms[form] = made
         return tensor.forms[form]
 
     def _convert(self, tensor: Tensor, dtype: str, layout: Layout) -> relax.Var:

@@ -1,0 +1,47 @@
+"""The least work a templated kernel can be done with, in multiply-accumulates of its instruction.
+
+docs/performance.md derives the depthwise figure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm_mpq.kernels.intrinsic import FLOAT, INTEGER, Intrinsic
+from tvm_mpq.kernels.spec import KernelSpec
+
+_WIDENING = {**INTEGER, "avx512vnni": INTEGER["avx512"], "avxvnni": INTEGER["avx2"]}
+"""The step of products that do not share an accumulator lane: no instruction for four bytes applies."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """``macs`` of the operator, and ``steps``: the multiply-accumulates of the step ``name`` needed at least."""
+
+    name: str
+    macs: int
+    steps: float
+
+
+def kernel_work(spec: KernelSpec) -> Work:
+    """The work of one call of the kernel ``spec``."""
+    shape = spec.shape
+    macs = shape.macs
+    if spec.family == "depthwise":
+        if spec.in_dtype == "float32":
+            return Work(step_name(FLOAT[spec.instruction]), macs, macs)
+        row = _WIDENING[spec.instruction]
+        # A multiplication, an addition and a part of a widening load make as many results as the row has lanes,
+        # where the row's own two instructions make ``group`` times as many products.
+        widening = min(1.0, shape.stride[1] / shape.kernel[1])
+        return Work(step_name(row), macs, macs * row.group * (2.0 + widening) / 2.0)
+    if spec.family == "winograd":
+        return Work(step_name(spec.row), macs, macs * 16.0 / 36.0)
+    return Work(step_name(spec.row), macs, macs)
+
+
+def step_name(row: Intrinsic) -> str:
+    """The row's multiply-accumulate step as :mod:`tvm_mpq.cost.peaks` knows it."""
+    if row.family is None and row.accumulator == "int32":
+        return f"mullo{32 * row.lanes}"
+    return f"{row.name}x{row.words}" if row.family == "pmaddubsw" else row.name

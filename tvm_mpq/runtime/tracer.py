@@ -1,0 +1,82 @@
+"""Timing every kernel call of a network through the virtual machine's instrument.
+
+The clock runs from the end of the instrument's first call to the start of its second. That covers the kernel and what
+the instrument costs, which :mod:`tvm_mpq.cost.empty_calls` measures and which grows with the number of arguments.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tvm_mpq.runtime.threads import run_with_threads
+
+Array = npt.NDArray[Any]
+_BUILTIN = "vm.builtin."
+"""What the virtual machine's own functions are called: memory and shapes, no kernels."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The kernel calls of one run in order, their numbers of arguments, and seconds float64 [runs, calls]."""
+
+    kernels: tuple[str, ...]
+    arguments: tuple[int, ...]
+    seconds: npt.NDArray[np.float64]
+
+
+class Tracer:
+    """A loaded network whose kernel calls are timed. Made by :meth:`tvm_mpq.runtime.session.Session.tracer`."""
+
+    def __init__(
+        self, threads: int, machine: Any, checked: Callable[[Mapping[str, Array]], list[Array]]
+    ) -> None:
+        self.threads = threads
+        self._machine = machine
+        self._checked = checked
+        self._calls: list[tuple[str, int, float]] = []
+        self._start = 0.0
+        machine.set_instrument(self._instrument)
+
+    def trace(self, inputs: Mapping[str, Array], repeat: int, warmup: int = 3) -> Trace:
+        """Time the kernel calls of ``repeat`` runs after ``warmup`` that are not counted."""
+        arrays = self._checked(inputs)
+        return run_with_threads(self.threads, lambda: self._trace(arrays, repeat, warmup))
+
+    def _trace(self, arrays: list[Array], repeat: int, warmup: int) -> Trace:
+        main, arguments = self._machine["main"], tensors(arrays)
+        runs = []
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            for _ in range(warmup + repeat):
+                self._calls = []
+                main(*arguments)
+                runs.append(self._calls)
+        finally:
+            if collecting:
+                gc.enable()
+        seconds = np.array([[call[2] for call in run] for run in runs[warmup:]])
+        return Trace(tuple(call[0] for call in runs[-1]), tuple(call[1] for call in runs[-1]), seconds)
+
+    def _instrument(self, _function: Any, name: str, before: bool, _result: Any, *arguments: Any) -> int:
+        if before:
+            self._start = time.perf_counter()
+        else:
+            seconds = time.perf_counter() - self._start
+            if not name.startswith(_BUILTIN):
+                self._calls.append((name, len(arguments), seconds))
+        return 0
+
+
+def tensors(arrays: list[Array]) -> list[Any]:
+    """The arrays as TVM takes them."""
+    import tvm
+
+    return [tvm.runtime.tensor(array) for array in arrays]
