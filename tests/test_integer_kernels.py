@@ -15,8 +15,8 @@ from tvm_mpq.kernels.schedule_convolution import schedule_convolution
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.kernels.tiles import default_convolution_tile
 from tvm_mpq.quantization.bias import fold_zero_point
+from tvm_mpq.quantization.int16_sums import SUM_WORDS, fit_sums, fitting_words
 from tvm_mpq.quantization.packing import pack_channels, pack_depthwise, pack_factors, pack_weights
-from tvm_mpq.quantization.pair_sums import fit_pair_sums, pair_sums_fit
 
 EXAMPLES = settings(
     max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -107,7 +107,7 @@ def test_narrow_weights(
     zeros: tuple[int, int],
     seed: int,
 ) -> None:
-    """Codes of few bits, 8-bit codes whose pair sums fit, and groups of codes with a common factor."""
+    """Codes of few bits, codes whose sums were made to fit, and groups of codes with a common factor."""
     require(instruction)
     largest = 2 ** (bits - 1) - 1
     q, codes, bias, multiplier = _data(shape, seed)
@@ -118,8 +118,8 @@ def test_narrow_weights(
     )
     codes = codes.astype(np.int8)
     q[rng.random(q.shape) < 0.5] = 255
-    if bits == 8 and not weight_group:
-        codes = fit_pair_sums(codes)
+    if bits in SUM_WORDS and not weight_group:
+        codes = fit_sums(codes, codes, SUM_WORDS[bits])
     multiplied, factors = codes, None
     if weight_group:
         count = -(-shape.run // weight_group)
@@ -135,7 +135,7 @@ def test_narrow_weights(
         instruction,
         bits,
         weight_group,
-        pair_sums_fit(multiplied),
+        fitting_words(multiplied),
     )
     row = spec.row
     kept = codes if row.multiplied else multiplied

@@ -109,13 +109,14 @@ def words_that_fit(bits: int) -> int:
     return 32767 // (2 * 255 * (2 ** (bits - 1) - 1))
 
 
-def narrow_intrinsic(row: Intrinsic, bits: int, weight_group: int, run: int, pairs_fit: bool) -> Intrinsic:
+def narrow_intrinsic(row: Intrinsic, bits: int, weight_group: int, run: int, int16_words: int) -> Intrinsic:
     """The row for codes of ``bits`` bits in place of ``row`` for 8, or ``row`` where nothing is gained.
 
     ``weight_group``: codes share an integer factor in groups of so many (0: none); ``run``: the elements of a kernel
-    row of the reduction, which each row pads to its own group; ``pairs_fit``: 8-bit codes (multiplied, where they have
-    factors) whose pair sums fit int16. Without VNNI such codes, and any of up to 7 bits, allow ``pmaddubsw``. Up to 4
-    bits stay packed in memory. A row that cannot apply the factors takes the codes multiplied.
+    row of the reduction, which each row pads to its own group; ``int16_words``: how many words of the int8 codes
+    (multiplied, where they have factors) can be added in int16. Without VNNI one such word allows ``pmaddubsw``, and
+    more of them save widening. Up to 4 bits stay packed in memory. A row that cannot apply the factors takes the
+    codes multiplied.
     """
     if row.family is None:
         return row
@@ -129,12 +130,10 @@ def narrow_intrinsic(row: Intrinsic, bits: int, weight_group: int, run: int, pai
         words = min(packed, key=lambda w: -(-run // (4 * w)) * 4 * w * (1 + overhead / w))
         family = "pmaddubsw" if saturating else row.family
         return _of_words(row, family, words, nibbles=True, multiplied=bool(weight_group))
-    if not saturating or (not pairs_fit and (bits > 7 or weight_group)):
+    fitting = [w for w in (1, 2, 4) if w <= int16_words]
+    if not saturating or not fitting:
         return row
-    fitting = 1 if bits > 7 or weight_group else words_that_fit(bits)
-    words = min(
-        (w for w in (1, 2, 4) if w <= fitting), key=lambda w: -(-run // (4 * w)) * 4 * w * (1 + 1 / w)
-    )
+    words = min(fitting, key=lambda w: -(-run // (4 * w)) * 4 * w * (1 + 1 / w))
     return _of_words(row, "pmaddubsw", words)
 
 

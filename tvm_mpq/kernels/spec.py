@@ -25,7 +25,7 @@ class KernelSpec:
     """A convolution (matrix multiplications included) or a depthwise convolution on one instruction set.
 
     ``weight_group``: the codes share an integer factor in groups of so many elements of the reduction (0: none).
-    ``pair_sums_fit``: 8-bit codes are such that :mod:`tvm_mpq.quantization.pair_sums` allows the faster instruction.
+    ``int16_words``: how many words of the int8 codes :mod:`tvm_mpq.quantization.int16_sums` allows to add in int16.
     """
 
     family: str
@@ -35,7 +35,7 @@ class KernelSpec:
     instruction: str
     weight_bits: int = 8
     weight_group: int = 0
-    pair_sums_fit: bool = False
+    int16_words: int = 0
 
     @property
     def precision(self) -> str:
@@ -66,7 +66,7 @@ class KernelSpec:
             return row
         weight = "int8" if self.in_dtype == "uint8" else "float32"
         row = intrinsic(self.instruction, weight, self.shape.out_channels // self.shape.groups)
-        return narrow_intrinsic(row, self.weight_bits, self.weight_group, self.shape.run, self.pair_sums_fit)
+        return narrow_intrinsic(row, self.weight_bits, self.weight_group, self.shape.run, self.int16_words)
 
     @property
     def in_place(self) -> bool:
@@ -82,7 +82,11 @@ class KernelSpec:
             return self
         if self.row.nibbles:
             return self  # transformed weights would take seven times the memory
-        return replace(self, family="winograd") if winograd_pays(WinogradGeometry(self.shape, row)) else self
+        return (
+            replace(self, family="winograd")
+            if winograd_pays(WinogradGeometry(self.shape, row), self.row)
+            else self
+        )
 
     def define(self) -> PrimFunc:
         """The unscheduled kernel, marked with this spec."""

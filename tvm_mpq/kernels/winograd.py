@@ -128,10 +128,11 @@ def default_winograd_tile(geometry: WinogradGeometry) -> WinogradTile:
     return WinogradTile(rows, -count, geometry.blocks, 4, False, True)
 
 
-def winograd_pays(geometry: WinogradGeometry) -> bool:
+def winograd_pays(geometry: WinogradGeometry, direct_row: Intrinsic) -> bool:
     """Whether it is modelled at least a quarter faster than the direct kernel, in vector multiplications.
 
-    The other costs (two multiplications take a cycle) are fitted to measurements on Zen 3.
+    The other costs (two multiplications take a cycle) are fitted to measurements on Zen 3. ``direct_row``: what the
+    direct kernel multiplies by; words that are added before they are widened leave fewer other instructions.
     """
     shape, lanes = geometry.shape, geometry.intrinsic.lanes
     outputs = geometry.blocks * geometry.block
@@ -147,6 +148,8 @@ def winograd_pays(geometry: WinogradGeometry) -> bool:
     expansion = (100 if spills else 64) * weight_vectors
     steps = shape.reduction(geometry.intrinsic.group)
     direct = shape.rows * steps * _round_up(shape.out_channels, lanes) / geometry.vector
+    if direct_row.family == "pmaddubsw":
+        direct *= 0.4 * (1 + 1 / direct_row.words)
     return direct >= 1.25 * (multiplications + transforms + expansion + _PARALLEL_LOOPS)
 
 

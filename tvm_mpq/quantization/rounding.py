@@ -9,7 +9,7 @@ from tvm_mpq.errors import MpqError
 from tvm_mpq.quantization.bias import WEIGHT_MAX, safe_weight_scale
 from tvm_mpq.quantization.group_scales import group_scales
 from tvm_mpq.quantization.groups import Grouping, reduction_rows
-from tvm_mpq.quantization.pair_sums import fit_pair_sums, pair_scales
+from tvm_mpq.quantization.int16_sums import SUM_WORDS, fit_sums, sum_scales
 from tvm_mpq.quantization.weights import (
     QuantizedWeights,
     largest_code,
@@ -25,13 +25,12 @@ def round_to_nearest(
     """``w`` float32 [K, C, R, S] in ``bits`` bits, in groups of ``group`` (0: a scale a channel and no groups).
 
     8 bits map the largest magnitude of a channel to 127, fewer take the scale of the least squared error. Where a
-    channel has one group only its multiplier is 1. ``paired``: pair sums of 8-bit codes fit int16
-    (:mod:`~tvm_mpq.quantization.pair_sums`). Raises MpqError that names ``name`` for NaN or infinity.
+    channel has one group only its multiplier is 1. ``paired``: the sums of codes without groups fit int16
+    (:mod:`~tvm_mpq.quantization.int16_sums`). Raises MpqError that names ``name`` for NaN or infinity.
     """
     scale = weight_scales(w, bits, clipping="max" if bits == 8 else "mse", name=name)
-    if bits == 8 and paired:
-        scale = pair_scales(w, scale)
     if group == 0:
+        scale = sum_scales(w, scale, bits) if paired and bits in SUM_WORDS else scale
         return scaled(w, scale, bits, paired=paired)
     grouping = Grouping.of(w.shape, group)
     multiplier = np.ones((len(w), grouping.count), np.uint8)
@@ -54,7 +53,9 @@ def scaled(
     """
     if multiplier is None:
         codes = round_weights(w, scale, bits)
-        return QuantizedWeights(fit_pair_sums(codes) if paired and bits == 8 else codes, scale, bits)
+        if paired and bits in SUM_WORDS:
+            codes = fit_sums(codes, w / scale[:, None, None, None], SUM_WORDS[bits])
+        return QuantizedWeights(codes, scale, bits)
     unit = QuantizedWeights(np.zeros(w.shape, np.int8), scale, bits, multiplier, group)
     limit = largest_code(bits)
     step = scale.astype(np.float64)[:, None, None, None] * unit.element_multiplier

@@ -22,8 +22,8 @@ from tvm_mpq.kernels.convolution import ConvolutionShape, Output
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.kernels.winograd import WinogradGeometry
 from tvm_mpq.quantization.bias import fold_zero_point, quantize_bias
+from tvm_mpq.quantization.int16_sums import fitting_words
 from tvm_mpq.quantization.packing import pack_channels, pack_depthwise, pack_factors, pack_weights
-from tvm_mpq.quantization.pair_sums import pair_sums_fit
 from tvm_mpq.quantization.requantize import requantize_multiplier
 from tvm_mpq.quantization.rounding import check_shape, fit_accumulator, round_to_nearest
 from tvm_mpq.quantization.weights import QuantizedWeights
@@ -88,8 +88,7 @@ def _lower_matrix(
     spec = KernelSpec(family, shape, operation.activations, _output(operation, body), instruction)
     if numbers.quantized is not None:
         bits, group = numbers.quantized.bits, numbers.quantized.effective_group
-        fits = (bits == 8 or group > 0) and pair_sums_fit(numbers.weight)
-        spec = replace(spec, weight_bits=bits, weight_group=group, pair_sums_fit=fits)
+        spec = replace(spec, weight_bits=bits, weight_group=group, int16_words=fitting_words(numbers.weight))
     spec = spec.faster()
     constants = _packed_for_matrix(numbers, spec)
     x = emitter.read(operation.inputs[0], operation.activations, layout)
