@@ -18,6 +18,7 @@ from tvm_mpq.frontend import import_onnx, io_specs, operators
 BODIES = {
     "conv2d": ["nn.conv2d", "add?", "activation?"],
     "depthwise_conv2d": ["nn.conv2d", "add?", "activation?"],
+    "conv2d_transpose": ["nn.conv2d_transpose", "add?", "activation?"],
     "matmul": ["matmul", "add?", "activation?"],
     "add": ["add", "activation?"],
     "broadcast_add": ["add", "activation?"],

@@ -13,6 +13,7 @@ import numpy as np
 import tvm
 from reference import (
     convolve,
+    convolve_transposed,
     quantized_average,
     quantized_product,
     quantized_sum,
@@ -26,6 +27,7 @@ from tvm_mpq.kernels.convolution import ConvolutionShape
 from tvm_mpq.precision import Precision
 from tvm_mpq.quantization.bias import quantize_bias
 from tvm_mpq.quantization.grid import Grid
+from tvm_mpq.quantization.phases import phase_values, phase_weights
 from tvm_mpq.quantization.requantize import requantize, requantize_multiplier
 from tvm_mpq.quantization.rounding import fit_accumulator, round_to_nearest
 from tvm_mpq.transform import attributes as attr
@@ -78,6 +80,10 @@ def _operator(function: relax.Function, inputs: list[Value]) -> Value:
     if kind in ("conv2d", "depthwise_conv2d", "matmul"):
         stored = out if attr.text(function, attr.STORED) == "uint8" else None
         return _weighted(kind, body, first, stored, attr.executed(function))
+    if kind == "conv2d_transpose":
+        stored = out if attr.text(function, attr.STORED) == "uint8" else None
+        made = [int(extent) for extent in function.ret_ty.shape]
+        return _transposed(body, first, stored, attr.executed(function), made)
     assert out is not None
     source = first.grid
     assert source is not None
@@ -131,28 +137,78 @@ def _weighted(kind: str, body: OperatorBody, x: Value, out: Grid | None, precisi
     weight, source = body.weight, x.grid
     assert weight is not None
     assert source is not None
-    assert precision.integer_activations
     rows = weight.T[:, :, None, None] if kind == "matmul" else weight
-    bias = np.zeros(len(rows), np.float32) if body.bias is None else body.bias
-    paired = kind != "depthwise_conv2d"
-    quantized = round_to_nearest(rows, precision.weight_bits, precision.group, paired=paired)
-    quantized = fit_accumulator(quantized, rows, bias, source.scale, paired)
-    codes, scale = quantized.codes.astype(np.int64) * quantized.element_multiplier, quantized.scale
+    codes, bias, scale = _codes(kind, rows, body.bias, source, precision)
     shifted = x.codes.astype(np.int64) - source.zero_point
     if kind == "matmul":
         sums = shifted @ codes[:, :, 0, 0].T
     else:
         sums = convolve(shifted.transpose(0, 2, 3, 1), codes, _convolution(body, shifted.shape))
-    total = sums + quantize_bias(bias, source.scale, scale)
+    result = _finish(sums + bias, scale, source, out, body)
+    return Value(result if kind == "matmul" else result.transpose(0, 3, 1, 2), out)
+
+
+def _codes(
+    kind: str, rows: np.ndarray, bias: np.ndarray | None, source: Grid, precision: Precision
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Integer weights int64 of ``rows``' shape [O, I, R, S], bias on the accumulator's grid [O], scale [O]."""
+    assert precision.integer_activations
+    bias = np.zeros(len(rows), np.float32) if bias is None else bias
+    paired = kind != "depthwise_conv2d"
+    quantized = round_to_nearest(rows, precision.weight_bits, precision.group, paired=paired)
+    quantized = fit_accumulator(quantized, rows, bias, source.scale, paired)
+    codes = quantized.codes.astype(np.int64) * quantized.element_multiplier
+    return codes, quantize_bias(bias, source.scale, quantized.scale), quantized.scale
+
+
+def _finish(
+    total: np.ndarray, scale: np.ndarray, source: Grid, out: Grid | None, body: OperatorBody
+) -> np.ndarray:
     assert np.abs(total).max() < 2**31
     accumulator = total.astype(np.int32)
     multiplier = requantize_multiplier(source.scale, scale, 1.0 if out is None else out.scale)
     if out is None:
         result = accumulator.astype(np.float32) * multiplier
-        result = np.clip(result, np.float32(body.low), np.float32(body.high))
-    else:
-        result = requantize(accumulator, multiplier, out.zero_point)
-    return Value(result if kind == "matmul" else result.transpose(0, 3, 1, 2), out)
+        return np.clip(result, np.float32(body.low), np.float32(body.high))
+    return requantize(accumulator, multiplier, out.zero_point)
+
+
+def _transposed(
+    body: OperatorBody, x: Value, out: Grid | None, precision: Precision, result: list[int]
+) -> Value:
+    """Every product to its place; a channel has a scale for each phase of the stride."""
+    weight, source = body.weight, x.grid
+    assert weight is not None
+    assert source is not None
+    a = body.attributes
+    groups, stride = int(a.groups), (int(a.strides[0]), int(a.strides[1]))
+    padding = [int(extent) for extent in a.padding]
+    (n, k, height, width), c = result, weight.shape[0]
+    kind = "depthwise_conv2d" if groups == c > 1 else "conv2d"
+    bias = np.zeros(k, np.float32) if body.bias is None else body.bias
+    codes, biases, scales = _codes(
+        kind, phase_weights(weight, groups, stride), phase_values(bias, groups, stride), source, precision
+    )
+    places = (groups, *stride, k // groups)
+    phases = codes.reshape(*places, c // groups, *codes.shape[2:])
+    whole = np.zeros(weight.shape, np.int64).reshape(groups, c // groups, k // groups, *weight.shape[2:])
+    for i in range(weight.shape[2]):
+        for j in range(weight.shape[3]):
+            taps = phases[:, i % stride[0], j % stride[1], :, :, ::-1, ::-1]
+            whole[..., i, j] = taps[..., i // stride[0], j // stride[1]].transpose(0, 2, 1)
+    shifted = (x.codes.astype(np.int64) - source.zero_point).transpose(0, 2, 3, 1)
+    sums = convolve_transposed(shifted, whole.reshape(weight.shape), groups, stride, padding, (height, width))
+    rows, columns = (
+        (np.arange(extent) + pad) % step
+        for extent, pad, step in zip((height, width), padding, stride, strict=False)
+    )
+    made = np.zeros((n, height, width, k), np.float32 if out is None else np.uint8)
+    for p in range(stride[0]):
+        for q in range(stride[1]):
+            at = np.ix_(range(n), np.flatnonzero(rows == p), np.flatnonzero(columns == q), range(k))
+            each = [values.reshape(places)[:, p, q].reshape(-1) for values in (biases, scales)]
+            made[at] = _finish(sums[at] + each[0], each[1], source, out, body)
+    return Value(made.transpose(0, 3, 1, 2), out)
 
 
 def _convolution(body: OperatorBody, source: tuple[int, ...]) -> ConvolutionShape:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,28 @@ def convolve(x: Array, w: Array, shape: ConvolutionShape) -> Array:
                 ]
                 out[..., channels] += window @ w[channels, :, r, s].T
     return out
+
+
+def convolve_transposed(
+    x: Array, w: Array, groups: int, stride: tuple[int, int], padding: Sequence[int], out: tuple[int, int]
+) -> Array:
+    """x int64 [N, H, W, C], w int64 [C, K/groups, R, S] → int64 [N, OH, OW, K]: every product goes to its place."""
+    n, h, v, c = x.shape
+    _, k, r, s = w.shape
+    height, width = (
+        max((a - 1) * b + d, e + f)
+        for a, b, d, e, f in zip((h, v), stride, (r, s), out, padding[:2], strict=True)
+    )
+    full = np.zeros((n, height, width, groups * k), np.int64)
+    per = c // groups
+    for g in range(groups):
+        for i in range(r):
+            for j in range(s):
+                part = x[..., g * per : (g + 1) * per] @ w[g * per : (g + 1) * per, :, i, j]
+                rows = slice(i, i + (h - 1) * stride[0] + 1, stride[0])
+                columns = slice(j, j + (v - 1) * stride[1] + 1, stride[1])
+                full[:, rows, columns, g * k : (g + 1) * k] += part
+    return full[:, padding[0] : padding[0] + out[0], padding[1] : padding[1] + out[1]]
 
 
 def quantized_convolution(

@@ -28,11 +28,6 @@ SCALES = {"s": np.array([1, 1, 2, 1.5], np.float32)}
         (node("InstanceNormalization", ["x", "g", "b"], ["y"]), {"g": weights(4), "b": weights(4)}, 17),
         (node("PRelu", ["x", "s"], ["y"]), {"s": weights(4, 1, 1)}, 17),
         (node("DepthToSpace", ["x"], ["y"], blocksize=2, mode="CRD"), {}, 17),
-        (
-            node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2], auto_pad="SAME_UPPER"),
-            {"w": weights(4, 5, 3, 3)},
-            17,
-        ),
         (node("Resize", ["x", "", "s"], ["y"], mode="cubic", axes=[2, 3]), {"s": SCALES["s"][2:]}, 18),
         (node("Resize", ["x", "s"], ["y"], mode="linear"), SCALES, 10),
         (node("Slice", ["x"], ["y"], axes=[-1, 2], starts=[1, -5], ends=[9999, -1]), {}, 9),

@@ -114,7 +114,7 @@ def test_transposed_convolution_takes_batch_norm_in(group):
     ]
     constants = {"w": weights(4, 6 // group, 3, 3), "b": weights(6), **batch_norm(6)}
     mod = assert_agrees(network(nodes, {"x": [1, 4, 5, 6]}, ["y"], constants))
-    assert kinds(mod) == ["convtranspose"]
+    assert kinds(mod) == ["conv2d_transpose"]
 
 
 def test_shared_weights_are_folded_for_each_user():

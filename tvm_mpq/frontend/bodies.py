@@ -42,6 +42,22 @@ def _conv2d(builder: relax.BlockBuilder, node: Node, inputs: Sequence[Any], shap
     return _activate(builder, node, value)
 
 
+def _conv2d_transpose(
+    builder: relax.BlockBuilder, node: Node, inputs: Sequence[Any], shape: tuple[int, ...]
+) -> Any:
+    value = relax.op.nn.conv2d_transpose(
+        inputs[0],
+        _constant(inputs[1]),
+        strides=node.get("strides"),
+        padding=node.get("pads"),
+        output_padding=node.get("output_padding"),
+        groups=node.get("group"),
+    )
+    if len(inputs) > 2:
+        value = relax.op.add(builder.emit(value), _constant(inputs[2].reshape(1, -1, 1, 1)))
+    return _activate(builder, node, value)
+
+
 def _matmul(builder: relax.BlockBuilder, node: Node, inputs: Sequence[Any], shape: tuple[int, ...]) -> Any:
     value = relax.op.matmul(inputs[0], _constant(inputs[1]))
     if len(inputs) > 2:
@@ -88,6 +104,7 @@ def _pool(operator: Callable[..., Any]) -> Body:
 BODIES: dict[str, Body] = {
     "conv2d": _conv2d,
     "depthwise_conv2d": _conv2d,
+    "conv2d_transpose": _conv2d_transpose,
     "matmul": _matmul,
     "add": _binary(relax.op.add),
     "broadcast_add": _binary(relax.op.add),

@@ -24,6 +24,7 @@ from tvm_mpq.frontend.rules.padding import fold_padding
 from tvm_mpq.frontend.rules.pointwise import convert_pointwise, merge_pointwise, name_sigmoid
 from tvm_mpq.frontend.rules.pooling import convert_global_pool, convert_mean, convert_pool
 from tvm_mpq.frontend.rules.resize import convert_resize
+from tvm_mpq.frontend.rules.transposed import convert_transposed
 
 Rule = Callable[[Graph, Node], bool]
 
@@ -38,7 +39,7 @@ GROUPS: tuple[tuple[Rule, ...], ...] = (
     (fold_behind,),
     (fold_in_front,),
     (convert_batch_norm,),
-    (convert_pointwise,),
+    (convert_transposed, convert_pointwise),
     (convert_arithmetic,),
     (fuse_activation,),
     (merge_pointwise,),

@@ -13,20 +13,25 @@ from tvm.tirx import IterVar, PrimFunc
 
 SCALAR = "mpq.scalar"
 """Marks a kernel that loads from computed places: a vector of such loads costs more than the scalars."""
+ROWS = "mpq.rows"
+"""The extents that a kernel's rows of pixels stand for: loops over them need no divisions."""
 _PARALLEL_ELEMENTS = 16384
 """Below this many loop iterations, waking the other threads costs more than it saves."""
+_TASKS = 16
+"""So many rows are enough to share; fewer are split along the last axis too."""
 _VECTOR = 32
 
 
 def schedule_default(definition: PrimFunc) -> PrimFunc:
     """Schedule ``definition``; a function whose shapes are not constant is returned as it is."""
     sch = Schedule(IRModule({"main": definition}))
-    scalar = definition.attrs is not None and SCALAR in definition.attrs
-    widest = 1 if scalar else _VECTOR
+    attributes = definition.attrs if definition.attrs is not None else {}
+    widest = 1 if SCALAR in attributes else _VECTOR
+    rows = [int(extent) for extent in attributes[ROWS]] if ROWS in attributes else []
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         _inline(sch, block)
     for block in sch.get_child_blocks(sch.get_sblock("root")):
-        _schedule_block(sch, block, widest)
+        _schedule_block(sch, block, widest, rows)
     return sch.mod["main"]
 
 
@@ -48,7 +53,7 @@ def _extent(sch: Schedule, loop: LoopRV) -> int | None:
     return int(extent) if isinstance(extent, tirx.IntImm) else None
 
 
-def _schedule_block(sch: Schedule, block: SBlockRV, widest: int) -> None:
+def _schedule_block(sch: Schedule, block: SBlockRV, widest: int, rows: list[int]) -> None:
     loops = sch.get_loops(block)
     axes = sch.get(block).iter_vars
     if not loops or len(loops) != len(axes) or any(_extent(sch, loop) is None for loop in loops):
@@ -57,10 +62,13 @@ def _schedule_block(sch: Schedule, block: SBlockRV, widest: int) -> None:
     reduction = [loop for loop, axis in zip(loops, axes, strict=True) if _is_reduction(axis)]
     if not spatial:
         return
+    extents = [_extent(sch, loop) or 1 for loop in loops]
     total = 1
-    for loop in loops:
-        total *= _extent(sch, loop) or 1
+    for extent in extents:
+        total *= extent
     sch.reorder(*spatial, *reduction)
+    if rows and len(spatial) == 2:
+        spatial = [*sch.split(spatial[0], rows), spatial[1]]
     last = _extent(sch, spatial[-1]) or 1
     if last < 4 and len(spatial) > 1:
         # Too short to fill a vector: vectorize the axis before it, and go through the short one outside.
@@ -68,14 +76,25 @@ def _schedule_block(sch: Schedule, block: SBlockRV, widest: int) -> None:
         sch.reorder(*front, short, long)
         spatial = [*front, short, long]
         last = _extent(sch, long) or 1
-    width = max((w for w in range(1, widest + 1) if last % w == 0), default=1)
+    width = _width(last, widest)
     outer, lane = sch.split(spatial[-1], [None, width])
     if reduction:
         sch.reorder(outer, *reduction, lane)
-    parallel = sch.fuse(*spatial[:-1], outer)
+    front = [*spatial[:-1], outer]
+    shared, tasks = 0, 1
+    while shared < len(front) and tasks < _TASKS:
+        tasks *= _extent(sch, front[shared]) or 1
+        shared += 1
+    parallel = sch.fuse(*front[:shared])
     if total >= _PARALLEL_ELEMENTS:
         sch.parallel(parallel)
     if width > 1:
         sch.vectorize(lane)
     if reduction:
         sch.decompose_reduction(block, reduction[0])
+
+
+def _width(extent: int, widest: int) -> int:
+    """The widest divisor of ``extent``, of those that fill 8 lanes if there is one."""
+    divisors = [w for w in range(1, widest + 1) if extent % w == 0]
+    return max(divisors, key=lambda w: (w % 8 == 0, w), default=1)

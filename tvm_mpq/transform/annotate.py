@@ -15,6 +15,7 @@ INTEGER_KINDS = frozenset(
         "conv2d",
         "depthwise_conv2d",
         "matmul",
+        "conv2d_transpose",
         "add",
         "broadcast_add",
         "sub",

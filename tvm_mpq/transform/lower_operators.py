@@ -22,6 +22,7 @@ from tvm_mpq.transform.lower_binary import lower_binary
 from tvm_mpq.transform.lower_elementwise import lower_activation, lower_add, lower_concat
 from tvm_mpq.transform.lower_pointwise import lower_pointwise
 from tvm_mpq.transform.lower_pooling import lower_average_pool, lower_global_average_pool, lower_max_pool
+from tvm_mpq.transform.lower_transposed import lower_transposed
 from tvm_mpq.transform.lower_weighted import lower_convolution, lower_depthwise, lower_matmul
 from tvm_mpq.transform.operation import Operation
 from tvm_mpq.transform.operator_body import shape_of
@@ -31,6 +32,7 @@ _WEIGHTED: dict[str, Callable[[Emitter, Operation, str], relax.Var]] = {
     "conv2d": lower_convolution,
     "depthwise_conv2d": lower_depthwise,
     "matmul": lower_matmul,
+    "conv2d_transpose": lower_transposed,
 }
 _PLAIN: dict[str, Callable[[Emitter, Operation], relax.Var]] = {
     "add": lower_add,

@@ -63,6 +63,18 @@ def lower_convolution(emitter: Emitter, operation: Operation, instruction: str) 
     return _lower_matrix(emitter, operation, body, body.weight, shape, "pixels", instruction)
 
 
+def emit_convolution(
+    emitter: Emitter, operation: Operation, body: OperatorBody, shape: ConvolutionShape, instruction: str
+) -> relax.Var:
+    """The convolution ``shape`` of ``operation``'s input by ``body``'s weights, whatever the operator itself is."""
+    assert body.weight is not None
+    if shape.groups == shape.in_channels > 1:
+        return _lower_depthwise(
+            emitter, replace(operation, kind="depthwise_conv2d"), body, shape, instruction
+        )
+    return _lower_matrix(emitter, operation, body, body.weight, shape, "pixels", instruction)
+
+
 def lower_matmul(emitter: Emitter, operation: Operation, instruction: str) -> relax.Var:
     """``x [.., C] · w [C, K]`` as a 1×1 convolution of rows."""
     body = read_body(operation.function)
@@ -107,6 +119,13 @@ def lower_depthwise(emitter: Emitter, operation: Operation, instruction: str) ->
     body = read_body(operation.function)
     assert body.weight is not None
     shape = convolution_shape(body, operation.inputs[0].shape)
+    return _lower_depthwise(emitter, operation, body, shape, instruction)
+
+
+def _lower_depthwise(
+    emitter: Emitter, operation: Operation, body: OperatorBody, shape: ConvolutionShape, instruction: str
+) -> relax.Var:
+    assert body.weight is not None
     spec = KernelSpec("depthwise", shape, operation.activations, _output(operation, body), instruction)
     constants = _numbers(operation, body, body.weight).packed(
         pack_depthwise, lambda values: values, fold=True

@@ -15,7 +15,7 @@ from tvm_mpq.transform.annotate import MOVING_KINDS
 
 Calls = Sequence[tuple[relax.Var, relax.Function, relax.Call]]
 
-ACCUMULATING_KINDS = frozenset({"conv2d", "depthwise_conv2d", "matmul"})
+ACCUMULATING_KINDS = frozenset({"conv2d", "depthwise_conv2d", "matmul", "conv2d_transpose"})
 """Kinds with weights, that can leave an 8-bit region from their accumulator, without an 8-bit output."""
 
 

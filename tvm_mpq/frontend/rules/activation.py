@@ -8,7 +8,7 @@ import numpy as np
 
 from tvm_mpq.frontend.graph import Graph, Node, canonical
 
-_CLIPPING = ("conv", "matmul", "add", "broadcast_add", "sub", "mul", "activation")
+_CLIPPING = ("conv", "conv2d_transpose", "matmul", "add", "broadcast_add", "sub", "mul", "activation")
 """Kinds that apply bounds to what they make."""
 
 
