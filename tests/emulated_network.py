@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tvm
+from emulated_pc import run_emulated
 from emulated_program import Buffer, Program
 from tvm import relax
 
 from tvm_mpq.transform import attributes as attr
+
+
+def emulated_runner(lowered: tvm.IRModule, target: str) -> Callable[..., list[np.ndarray]]:
+    """A lowered module as a function of arrays, in the order of the network's inputs; each call boots a PC."""
+
+    def call(*arrays: np.ndarray) -> list[np.ndarray]:
+        program = Program()
+        names = attr.names(lowered["main"], attr.INPUTS)
+        outputs = lay_out(program, lowered, dict(zip(names, arrays, strict=True)))
+        return run_emulated(program, outputs, target)
+
+    return call
 
 
 def lay_out(program: Program, lowered: tvm.IRModule, feeds: Mapping[str, np.ndarray]) -> list[Buffer]:
