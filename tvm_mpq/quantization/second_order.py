@@ -1,0 +1,111 @@
+"""Weights of one operator to integers by the second moments of its inputs: scales, codes and bias together.
+
+Three choices make up the error that is minimised:
+
+- *Which moments.* A bias takes up any constant error of the output, so what counts is the covariance C = H − μ μᵀ of
+  the inputs and not their second moment H; :func:`bias_change` is the bias that then belongs to the codes (after
+  Nagel et al. 2019, §4.2).
+- *Which target.* The quantized network hands the operator x where fp32 has x₀. The weights that give fp32's output
+  from x best are W' = W E[x₀ xᵀ] E[x xᵀ]⁻¹ (least squares; as GPTAQ, Li et al. 2025, in closed form); covariances
+  again.
+- *Which scale.* Each row tries a range of scales around that of the least squared weight error, all the way through
+  rounding, and keeps the one of least output error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from tvm_mpq.quantization.covariance import InputStatistics
+from tvm_mpq.quantization.gptq import damped, descend, gptq, output_error
+from tvm_mpq.quantization.weights import QuantizedWeights, largest_code
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SecondOrder:
+    """How to round. ``damping`` is relative to the mean variance of the inputs.
+
+    ``scales`` are the multiples of the given scale that each row tries; ``passes`` of coordinate descent follow GPTQ.
+    ``correct`` takes fp32's output as the target (W') and not that of the unquantized weights on the quantized input:
+    only where the operators before are final, or each would make up for the same errors. ``centred`` leaves the mean
+    error to the bias.
+    """
+
+    damping: float = 0.03
+    scales: tuple[float, ...] = (0.8, 0.87, 0.93, 1.0, 1.07)
+    passes: int = 3
+    correct: bool = False
+    centred: bool = True
+
+
+def round_second_order(
+    w: npt.NDArray[np.float32],
+    grid: QuantizedWeights,
+    statistics: InputStatistics,
+    options: SecondOrder | None = None,
+) -> QuantizedWeights:
+    """Codes for ``w`` float32 [O, C/groups, R, S] on ``grid``'s bits and groups, with scales around ``grid``'s.
+
+    ``statistics`` are of the operator's inputs, in the same order of elements.
+    """
+    chosen = options or SecondOrder()
+    groups, k = statistics.mean.shape
+    rows = w.reshape(groups, -1, k).astype(np.float64)
+    moments = _moments(statistics, chosen.centred)
+    second = damped(moments[0], chosen.damping)
+    target = _corrected(rows, second, moments[0], moments[1]) if chosen.correct else rows
+    step = (grid.scale.astype(np.float64)[:, None, None, None] * grid.element_multiplier).reshape(rows.shape)
+    limit = largest_code(grid.bits)
+
+    # Candidates are further rows of the same problem.
+    count, m = len(chosen.scales), rows.shape[1]
+    factors = np.repeat(np.asarray(chosen.scales, np.float64), m)[None, :, None]
+    targets = np.tile(target, (1, count, 1))
+    steps = np.tile(step, (1, count, 1)) * factors
+    codes = gptq(targets, steps, limit, second)
+    if chosen.passes:
+        codes = descend(codes, targets, steps, limit, second, chosen.passes)
+    errors = output_error(codes, targets, steps, second).reshape(groups, count, m)
+    best = errors.argmin(axis=1)
+    picked = np.take_along_axis(codes.reshape(groups, count, m, k), best[:, None, :, None], 1)[:, 0]
+    scale = grid.scale.astype(np.float64) * np.asarray(chosen.scales)[best].reshape(-1)
+    return replace(grid, codes=picked.reshape(w.shape).astype(np.int8), scale=scale.astype(np.float32))
+
+
+def bias_change(
+    w: npt.NDArray[np.float32],
+    quantized: QuantizedWeights,
+    statistics: InputStatistics,
+    correct: bool = False,
+) -> npt.NDArray[np.float32]:
+    """What to add to the bias [O] so that rounding leaves the mean of the output, before the activation, alone.
+
+    With ``correct`` the mean becomes that of fp32, so that the mean error of the inputs is made up for as well: right
+    where the operators before are final, too much where each of them makes up for its own.
+    """
+    groups, k = statistics.mean.shape
+    meant, made = (a.reshape(groups, -1, k).astype(np.float64) for a in (w, quantized.real))
+    wanted = statistics.reference_mean if correct else statistics.mean
+    change = np.einsum("grk,gk->gr", meant, wanted) - np.einsum("grk,gk->gr", made, statistics.mean)
+    return change.reshape(-1).astype(np.float32)
+
+
+def _moments(statistics: InputStatistics, centred: bool) -> tuple[Floats, Floats]:
+    if not centred:
+        return statistics.second, statistics.cross
+    mean, reference = statistics.mean, statistics.reference_mean
+    return (
+        statistics.second - mean[:, :, None] * mean[:, None, :],
+        statistics.cross - reference[:, :, None] * mean[:, None, :],
+    )
+
+
+def _corrected(rows: Floats, second: Floats, moments: Floats, cross: Floats) -> Floats:
+    """W (cross + λ) (H + λ)⁻¹ with the λ of ``second`` = H + λ: no correction where nothing is known."""
+    right = np.matmul(rows, cross + (second - moments))
+    return np.linalg.solve(second, right.transpose(0, 2, 1)).transpose(0, 2, 1)
