@@ -81,7 +81,7 @@ class KernelSpec:
         if self.family != "conv2d" or row is None or not winograd_fits(self.shape, self.in_dtype):
             return self
         if self.row.nibbles:
-            return self  # transformed weights would take seven times the memory
+            return self  # its weights are whole bytes
         return (
             replace(self, family="winograd")
             if winograd_pays(WinogradGeometry(self.shape, row), self.row)

@@ -47,10 +47,7 @@ def _weight(values: Array, shape: tuple[int, ...], words: int) -> Array:
 
 def sums_fit(codes: Array, words: int) -> bool:
     """Whether no activations can make ``words`` words of the int8 ``codes`` [O, I, R, S] leave int16."""
-    together = lanes(codes.astype(np.int16), words)
-    return all(
-        int(np.maximum(side, 0).sum(axis=-1).max(initial=0)) <= LIMIT for side in (together, -together)
-    )
+    return float(_largest_sums(lanes(codes.astype(np.float32), words)).max(initial=0.0)) <= LIMIT
 
 
 def fitting_words(codes: Array) -> int:
@@ -86,8 +83,7 @@ def sum_scales(weight: npt.NDArray[np.float32], scale: Array, bits: int) -> npt.
     evenly. A channel that fits keeps its scale.
     """
     together, limit = lanes(weight, SUM_WORDS[bits]), 2 ** (bits - 1) - 1
-    sums = np.maximum(np.maximum(together, 0).sum(axis=-1), np.maximum(-together, 0).sum(axis=-1))
-    needed = (sums.max(axis=1, initial=0.0) / LIMIT).astype(np.float32)
+    needed = (_largest_sums(together).max(axis=1, initial=0.0) / LIMIT).astype(np.float32)
     best = scale.astype(np.float32)
     wide = np.flatnonzero(needed > best)
     if not len(wide):
@@ -101,11 +97,20 @@ def sum_scales(weight: npt.NDArray[np.float32], scale: Array, bits: int) -> npt.
         codes = np.clip(np.rint(exact), -limit, limit)
         error = np.einsum("ijk,ijk->i", codes - exact, codes - exact, dtype=np.float64)
         for side in (codes, -codes):
-            excess = np.maximum(np.maximum(side, 0).sum(axis=-1) - LIMIT, 0)
-            members = np.maximum((side > 0).sum(axis=-1), 1)
+            excess = np.maximum(_positive_sums(side) - LIMIT, 0)
+            members = np.maximum((side > 0).astype(np.float32) @ np.ones(side.shape[-1], np.float32), 1)
             error += (excess * excess / members).sum(axis=1, dtype=np.float64)
         error *= candidate.astype(np.float64) ** 2
         better = error < least
         least[better], chosen[better] = error[better], candidate[better]
     best[wide] = chosen
     return best
+
+
+def _positive_sums(together: Array) -> Array:
+    """[O, lanes, n] → [O, lanes], sums of the positive members; as a product, because short axes are slow to sum."""
+    return np.maximum(together, 0) @ np.ones(together.shape[-1], together.dtype)
+
+
+def _largest_sums(together: Array) -> Array:
+    return np.maximum(_positive_sums(together), _positive_sums(-together))
