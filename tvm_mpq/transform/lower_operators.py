@@ -62,10 +62,12 @@ class LowerOperators:
         instruction: str,
         observe: bool = False,
         weights: Mapping[str, QuantizedWeights] | None = None,
+        any_codes: bool = False,
     ) -> None:
         self.instruction = instruction
         self.observe = observe
         self.weights = weights or {}
+        self.any_codes = any_codes
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         """Apply the pass; raises MpqError for weights that are not of an operator here or of its precision."""
@@ -85,7 +87,7 @@ class LowerOperators:
         with builder.function("main", parameters, attrs=dict(main.attrs)):
             with builder.dataflow():
                 for variable, function, call in attr.calls(mod):
-                    operation = _operation(variable, function, call, tensors, self.weights)
+                    operation = _operation(variable, function, call, tensors, self.weights, self.any_codes)
                     tensors[variable] = operation.output
                     self._lower(emitter, operation)
                 emitter.reader = ""
@@ -134,6 +136,7 @@ def _operation(
     call: relax.Call,
     tensors: dict[relax.Var, Tensor],
     weights: Mapping[str, QuantizedWeights],
+    any_codes: bool,
 ) -> Operation:
     grid = None
     if attr.text(function, attr.SCALE):
@@ -148,6 +151,7 @@ def _operation(
         executed=attr.executed(function),
         stored=attr.text(function, attr.STORED),
         weights=weights.get(name),
+        any_codes=any_codes,
     )
 
 

@@ -98,7 +98,7 @@ def _lower_matrix(
     family = "conv2d" if layout == "pixels" else "matmul"
     numbers = _numbers(operation, body, weight)
     spec = KernelSpec(family, shape, operation.activations, _output(operation, body), instruction)
-    if numbers.quantized is not None:
+    if numbers.quantized is not None and not operation.any_codes:
         bits, group = numbers.quantized.bits, numbers.quantized.effective_group
         spec = replace(spec, weight_bits=bits, weight_group=group, int16_words=fitting_words(numbers.weight))
     spec = spec.faster()

@@ -16,7 +16,7 @@ class Operation:
     """One call in ``main``: the operator function, what it reads and what it makes.
 
     ``executed`` is its precision, ``stored`` the dtype of its result. ``weights`` are integer weights that somebody
-    chose for it, None where they are to be rounded here.
+    chose for it, None where they are to be rounded here. ``any_codes`` asks for a kernel of any 8-bit codes.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Operation:
     executed: Precision
     stored: str
     weights: QuantizedWeights | None = None
+    any_codes: bool = False
 
     @property
     def activations(self) -> str:

@@ -28,6 +28,7 @@ class Pipeline:
 
     ``dump`` is a folder that gets the module after each pass. ``observe`` makes every operator's output a result.
     ``weights`` gives operators integer weights of their plan's precision, instead of rounding to nearest.
+    ``any_codes`` takes kernels for 8-bit codes of any kind, which compute the same whatever bits the codes have.
     """
 
     plan: PrecisionPlan
@@ -36,15 +37,17 @@ class Pipeline:
     dump: Path | None = None
     observe: bool = False
     weights: Mapping[str, QuantizedWeights] | None = None
+    any_codes: bool = False
 
     def annotate(self, mod: IRModule) -> IRModule:
         """Canonical module → every operator carries its bit-width and every 8-bit tensor its grid."""
         return self._run(mod, [AnnotatePrecision(self.plan), AssignGrids(self.ranges)], 1)
 
-    def lower(self, mod: IRModule) -> IRModule:
-        """Annotated module → scheduled NHWC kernels."""
+    def lower(self, mod: IRModule, *between: tvm.transform.Pass) -> IRModule:
+        """Annotated module → scheduled NHWC kernels, through the passes ``between`` once there are kernels."""
         passes = [
-            LowerOperators(self.instruction, self.observe, self.weights),
+            LowerOperators(self.instruction, self.observe, self.weights, self.any_codes),
+            *between,
             relax.transform.LegalizeOps(),
             ScheduleKernels(),
         ]

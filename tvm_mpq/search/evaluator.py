@@ -1,0 +1,121 @@
+"""The loss of many plans of one network, each in the very arithmetic of the package it would become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tvm_ffi
+from tvm import IRModule, cpu, relax
+from tvm.runtime import tensor
+
+from tvm_mpq.build import build
+from tvm_mpq.dataset import Dataset
+from tvm_mpq.frontend import io_specs, operators
+from tvm_mpq.loss import Loss, top1
+from tvm_mpq.plan import PrecisionPlan
+from tvm_mpq.precision import FP32
+from tvm_mpq.quantization.weights import QuantizedWeights
+from tvm_mpq.runtime.evaluate import SampleLosses
+from tvm_mpq.runtime.threads import available_threads, run_with_threads
+from tvm_mpq.target import Target, host_target
+from tvm_mpq.transform.assign_grids import TensorRanges
+from tvm_mpq.transform.lift_constants import LiftConstants
+from tvm_mpq.transform.pipeline import Pipeline
+
+_Run = Callable[..., Any]
+
+
+class PlanEvaluator:
+    """Evaluates plans of the canonical ``mod`` on the samples of ``data``.
+
+    Kernels are built for 8-bit codes of any kind, whatever bits a plan gives an operator: the integers are the same,
+    and one build, whose weights are arguments, serves every plan with the same operators in float. The sums are exact,
+    so these are the bytes that the plan's package computes. Outputs of the network in fp32 are the reference of losses
+    that need one.
+    """
+
+    def __init__(
+        self,
+        mod: IRModule,
+        ranges: TensorRanges,
+        data: Dataset,
+        loss: Loss,
+        target: Target | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self._mod, self._ranges, self._data, self._loss = mod, ranges, data, loss
+        self._target = target or host_target()
+        self._threads = threads or available_threads()
+        self._inputs = io_specs(mod)[0]
+        self._built: dict[int, _Run] = {}
+        self._reference: list[list[Any]] | None = None
+        self.evaluated = 0
+        """How many plans were run."""
+
+    @property
+    def data(self) -> Dataset:
+        """The samples."""
+        return self._data
+
+    @property
+    def builds(self) -> int:
+        """How many executables were built."""
+        return len(self._built)
+
+    def losses(
+        self, plan: PrecisionPlan, weights: Mapping[str, QuantizedWeights] | None = None
+    ) -> SampleLosses:
+        """The loss and correctness of every sample under ``plan``, with ``weights`` in place of rounding to nearest.
+
+        Raises MpqError for a loss that does not fit the network and the data.
+        """
+        if self._loss.needs_reference and self._reference is None:
+            names = [operator.name for operator in operators(self._mod)]
+            self._reference = self._outputs(PrecisionPlan.uniform(names, FP32), None)
+        outputs = self._outputs(plan, weights)
+        self.evaluated += 1
+        losses, correct = [], []
+        start = 0
+        for index, arrays in enumerate(outputs):
+            count = len(arrays[0])
+            labels = self._data.labels
+            some = None if labels is None else labels[start : start + count]
+            reference = None if self._reference is None else self._reference[index]
+            losses.append(self._loss.per_sample(arrays, some, reference))
+            if self._loss.classification and some is not None:
+                correct.append(top1(arrays, some))
+            start += count
+        return SampleLosses(np.concatenate(losses), np.concatenate(correct) if correct else None)
+
+    def _outputs(
+        self, plan: PrecisionPlan, weights: Mapping[str, QuantizedWeights] | None
+    ) -> list[list[Any]]:
+        run, constants = self._prepared(plan, weights)
+        batch = self._inputs[0].shape[0] if self._inputs[0].shape else 1
+
+        def all_batches() -> list[list[Any]]:
+            found = []
+            for start in range(0, len(self._data), batch):
+                count = min(batch, len(self._data) - start)
+                # The network's batch is fixed: the last one is filled up with the last sample again.
+                arrays = self._data.batch(np.minimum(np.arange(start, start + batch), len(self._data) - 1))
+                result = run(*(tensor(arrays[spec.name]) for spec in self._inputs), *constants)
+                results = [result] if hasattr(result, "numpy") else list(result)
+                found.append([value.numpy()[:count] for value in results])
+            return found
+
+        return run_with_threads(self._threads, all_batches)
+
+    def _prepared(
+        self, plan: PrecisionPlan, weights: Mapping[str, QuantizedWeights] | None
+    ) -> tuple[_Run, list[Any]]:
+        pipeline = Pipeline(plan, self._ranges, self._target.instruction, weights=weights, any_codes=True)
+        lift = LiftConstants()
+        lowered = pipeline.lower(pipeline.annotate(self._mod), lift)
+        key = tvm_ffi.structural_hash(lowered, map_free_vars=True)
+        if key not in self._built:
+            executable = build(lowered, self._target).executable
+            self._built[key] = relax.VirtualMachine(executable, cpu())["main"]
+        return self._built[key], lift.values
