@@ -1,0 +1,137 @@
+"""Matrix multiplication of float32 rows by 2- and 4-bit weights: geometry, tiles and the choice of instruction.
+
+    y[m, n] = activation(scale[n] · Σ_g mult[g, n] · Σ_{k in g} x[m, k] · q[k, n] + bias[n])
+
+Eight-bit multiplications do a float's work, for integer sums are what processors do best. Each row of x is cut into
+blocks of 32 elements, and each block becomes integers of 23 bits with one power of two for them all:
+
+    x[m, k] ≈ 2^e · v[k],   |v| ≤ 2^22,   v = d0 + 2^8 · d1 + 2^16 · d2   with signed 8-bit digits
+
+v is x rounded to 2^-22 of the largest magnitude of its block, as good as the rounding of a float sum. The three
+sums Σ d_i · (q + offset) are exact (32 · 15 · 128 fits the int16 halves of ``vpmaddubsw``'s accumulators, and int32
+anyway), so is their combination less offset · Σ v, and only sums over blocks are sums of floats.
+A block with an infinity or a NaN makes the whole row NaN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm_mpq.errors import MpqError
+
+BLOCK = 32
+"""Elements of the reduction that share an exponent, and the least size of a group of weights."""
+DIGITS = 3
+_TASK_DIGITS = 131072
+"""Bytes of digits that a task goes through for each block of columns: they stay in the second-level cache."""
+
+
+@dataclass(frozen=True)
+class DotInstruction:
+    """How unsigned weights meet signed digits: ``family`` is ``pmaddubsw`` (int16) or ``vpdpbusd`` (int32).
+
+    ``lanes`` int32 results a vector; ``rows`` of two vectors each for three digits stay in registers.
+    """
+
+    family: str
+    lanes: int
+    rows: int
+
+    @property
+    def accumulator(self) -> str:
+        """The dtype that one instruction adds to."""
+        return "int32" if self.family == "vpdpbusd" else "int16"
+
+
+INSTRUCTIONS = {
+    "avx512vnni": DotInstruction("vpdpbusd", 16, 4),
+    "avx512": DotInstruction("pmaddubsw", 16, 4),
+    "avxvnni": DotInstruction("vpdpbusd", 8, 2),
+    "avx2": DotInstruction("pmaddubsw", 8, 2),
+    "generic": DotInstruction("pmaddubsw", 4, 2),
+}
+
+
+@dataclass(frozen=True)
+class WeightOnlyGeometry:
+    """The extents of one multiplication.
+
+    ``rows`` × ``in_channels`` activations, ``out_channels`` columns, weights of ``bits`` (2 or 4) with a multiplier
+    for each ``group`` elements of the reduction (None: only the column's scale).
+    """
+
+    rows: int
+    in_channels: int
+    out_channels: int
+    bits: int
+    group: int | None
+    instruction: str
+
+    def __post_init__(self) -> None:
+        if self.bits not in (2, 4):
+            raise ValueError(f"weights of {self.bits} bits have no kernel that unpacks them")
+        if self.group is not None and self.group % BLOCK:
+            raise ValueError(f"groups of {self.group} are no multiple of {BLOCK}")
+        if self.instruction not in INSTRUCTIONS:
+            known = ", ".join(INSTRUCTIONS)
+            raise MpqError(f"unknown instruction {self.instruction!r} in the target: use one of {known}")
+
+    @property
+    def dot(self) -> DotInstruction:
+        """The row of the table."""
+        return INSTRUCTIONS[self.instruction]
+
+    @property
+    def columns(self) -> int:
+        """Columns of a block: two vectors of results, which share each activation that is loaded."""
+        return 2 * self.dot.lanes
+
+    @property
+    def blocks(self) -> int:
+        """Column blocks that hold all columns."""
+        return -(-self.out_channels // self.columns)
+
+    @property
+    def steps(self) -> int:
+        """Blocks of 32 along the reduction, the last one padded with zeros."""
+        return -(-self.in_channels // BLOCK)
+
+    @property
+    def offset(self) -> int:
+        """What is added to a code before it is stored."""
+        return int(2 ** (self.bits - 1))
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int]:
+        """[column blocks, steps, bytes] of the packed weights."""
+        return (self.blocks, self.steps, BLOCK * self.columns * self.bits // 8)
+
+    @property
+    def multiplier_shape(self) -> tuple[int, int, int]:
+        """[column blocks, groups, columns] of the groups' multipliers; no groups, none."""
+        groups = 0 if self.group is None else -(-self.steps * BLOCK // self.group)
+        return (self.blocks, groups, self.columns)
+
+
+@dataclass(frozen=True)
+class WeightOnlyTile:
+    """A task is ``row_tiles`` tiles of ``rows`` rows × ``column_blocks`` column blocks (which divide all)."""
+
+    rows: int
+    row_tiles: int
+    column_blocks: int
+
+
+def default_weight_only_tile(geometry: WeightOnlyGeometry, threads: int = 2) -> WeightOnlyTile:
+    """Tasks by columns where rows are few, so that each weight is read once; else by rows too."""
+    rows = min(geometry.dot.rows, geometry.rows)
+    tiles = -(-geometry.rows // rows)
+    most = max(1, _TASK_DIGITS // (DIGITS * BLOCK * geometry.steps * rows))
+    row_tiles = -(-tiles // -(-tiles // most))
+    wanted = 4 * threads
+    divisors = [d for d in range(1, geometry.blocks + 1) if geometry.blocks % d == 0]
+    row_tasks = -(-tiles // row_tiles)
+    column_blocks = max(
+        d for d in divisors if geometry.blocks // d * row_tasks >= min(wanted, geometry.blocks * row_tasks)
+    )
+    return WeightOnlyTile(rows, row_tiles, column_blocks)
