@@ -74,7 +74,8 @@ def test_a_target_needs_all_that_its_compiler_may_use(name):
     assert target.instruction in INSTRUCTIONS
     assert target.supports(FP32)
     assert target.supports(W8A8)
-    assert not target.supports(Precision.parse("w4g32a32"))
+    assert target.supports(Precision.parse("w4g32a32"))
+    assert not target.supports(Precision.parse("w8g32a8"))
     used = {str(feature) for feature in tvm.target.codegen.llvm_get_cpu_features(target.tvm_target())}
     assert {LLVM_TO_CPUINFO[f] for f in used if f in LLVM_TO_CPUINFO} == {*target.features}
 

@@ -81,6 +81,11 @@ class Precision:
         """Whether the operator reads and multiplies 8-bit activations."""
         return self.activation_bits == 8
 
+    @property
+    def weight_only(self) -> bool:
+        """Whether integer weights meet float32 activations."""
+        return self.floating is None and self.activation_bits == 32
+
     def __str__(self) -> str:
         if self.floating is not None:
             return next(name for name, dtype in _FLOATS.items() if dtype == self.floating)

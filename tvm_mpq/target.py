@@ -36,6 +36,7 @@ KERNEL_PRECISIONS = (
     "fp32", "w8a8",
     *(f"w{bits}a8" for bits in range(7, 1, -1)),
     *(f"w{bits}{ANY_GROUP}a8" for bits in range(7, 1, -1)),
+    "w4a32", "w3a32", "w2a32", "w4g*a32", "w3g*a32", "w2g*a32",
 )  # fmt: skip
 """What the kernels know on every instruction set."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tvm_mpq.kernels.intrinsic import FLOAT, INTEGER, Intrinsic
 from tvm_mpq.kernels.spec import KernelSpec
+from tvm_mpq.kernels.weight_only import BLOCK, DIGITS
 
 _WIDENING = {**INTEGER, "avx512vnni": INTEGER["avx512"], "avxvnni": INTEGER["avx2"]}
 """The step of products that do not share an accumulator lane: no instruction for four bytes applies."""
@@ -35,6 +36,11 @@ def kernel_work(spec: KernelSpec) -> Work:
         # where the row's own two instructions make ``group`` times as many products.
         widening = min(1.0, shape.stride[1] / shape.kernel[1])
         return Work(step_name(row), macs, macs * row.group * (2.0 + widening) / 2.0)
+    if spec.family == "weight_only":
+        # Three digits of an activation each meet the weight; a block of 32 is eight words of four.
+        dot = spec.weight_only.dot
+        words = f"x{BLOCK // 4}" if dot.family == "pmaddubsw" else ""
+        return Work(f"{dot.family}{32 * dot.lanes}{words}", macs, float(DIGITS * macs))
     if spec.family == "winograd":
         return Work(step_name(spec.row), macs, macs * 16.0 / 36.0)
     return Work(step_name(spec.row), macs, macs)

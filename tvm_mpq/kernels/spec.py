@@ -14,6 +14,8 @@ from tvm_mpq.kernels.depthwise import default_depthwise_tile, depthwise, schedul
 from tvm_mpq.kernels.intrinsic import FLOAT, Intrinsic, intrinsic, narrow_intrinsic, winograd_intrinsic
 from tvm_mpq.kernels.schedule_convolution import schedule_convolution
 from tvm_mpq.kernels.tiles import default_convolution_tile
+from tvm_mpq.kernels.weight_only import WeightOnlyGeometry, default_weight_only_tile
+from tvm_mpq.kernels.weight_only_program import weight_only
 from tvm_mpq.kernels.winograd import WinogradGeometry, default_winograd_tile, winograd_fits, winograd_pays
 from tvm_mpq.kernels.winograd_program import winograd
 
@@ -24,6 +26,7 @@ ATTRIBUTE = "mpq.kernel"
 class KernelSpec:
     """A convolution (matrix multiplications included) or a depthwise convolution on one instruction set.
 
+    Family ``weight_only`` is a matrix multiplication of float32 by packed codes of 2 or 4 bits (``weight_bits``).
     ``weight_group``: the codes share an integer factor in groups of so many elements of the reduction (0: none).
     ``int16_words``: how many words of the int8 codes :mod:`tvm_mpq.quantization.int16_sums` allows to add in int16.
     """
@@ -40,9 +43,11 @@ class KernelSpec:
     @property
     def precision(self) -> str:
         """``fp32``, or ``w8a8`` and the like."""
-        if self.in_dtype != "uint8":
+        integer = self.in_dtype == "uint8"
+        if not integer and self.family != "weight_only":
             return "fp32"
-        return f"w{self.weight_bits}" + (f"g{self.weight_group}" if self.weight_group else "") + "a8"
+        group = f"g{self.weight_group}" if self.weight_group else ""
+        return f"w{self.weight_bits}{group}a{8 if integer else 32}"
 
     @property
     def name(self) -> str:
@@ -88,9 +93,22 @@ class KernelSpec:
             else self
         )
 
+    @property
+    def weight_only(self) -> WeightOnlyGeometry:
+        """The extents of a kernel of family ``weight_only``."""
+        shape = self.shape
+        return WeightOnlyGeometry(
+            shape.rows,
+            shape.in_channels,
+            shape.out_channels,
+            self.weight_bits,
+            self.weight_group,
+            self.instruction,
+        )
+
     def define(self) -> PrimFunc:
         """The unscheduled kernel, marked with this spec."""
-        if self.family == "winograd":
+        if self.family in ("winograd", "weight_only"):
             return self.schedule().with_attr(ATTRIBUTE, self.to_json())
         if self.family == "depthwise":
             definition = depthwise(self.shape, self.in_dtype, self.out)
@@ -103,6 +121,8 @@ class KernelSpec:
         if self.family == "winograd":
             fast = default_winograd_tile(WinogradGeometry(self.shape, self.row))
             return winograd(self.shape, self.in_dtype, self.out, self.row, fast)
+        if self.family == "weight_only":
+            return weight_only(self.weight_only, self.out, default_weight_only_tile(self.weight_only))
         if self.family == "depthwise":
             lanes = FLOAT[self.instruction].lanes
             tile = default_depthwise_tile(self.shape, lanes, self.in_dtype)

@@ -57,20 +57,20 @@ class WeightOnlyGeometry:
     """The extents of one multiplication.
 
     ``rows`` × ``in_channels`` activations, ``out_channels`` columns, weights of ``bits`` (2 or 4) with a multiplier
-    for each ``group`` elements of the reduction (None: only the column's scale).
+    for each ``group`` elements of the reduction (0: only the column's scale).
     """
 
     rows: int
     in_channels: int
     out_channels: int
     bits: int
-    group: int | None
+    group: int
     instruction: str
 
     def __post_init__(self) -> None:
         if self.bits not in (2, 4):
             raise ValueError(f"weights of {self.bits} bits have no kernel that unpacks them")
-        if self.group is not None and self.group % BLOCK:
+        if self.group % BLOCK:
             raise ValueError(f"groups of {self.group} are no multiple of {BLOCK}")
         if self.instruction not in INSTRUCTIONS:
             known = ", ".join(INSTRUCTIONS)
@@ -109,7 +109,7 @@ class WeightOnlyGeometry:
     @property
     def multiplier_shape(self) -> tuple[int, int, int]:
         """[column blocks, groups, columns] of the groups' multipliers; no groups, none."""
-        groups = 0 if self.group is None else -(-self.steps * BLOCK // self.group)
+        groups = -(-self.steps * BLOCK // self.group) if self.group else 0
         return (self.blocks, groups, self.columns)
 
 

@@ -13,7 +13,7 @@ It is emitted with explicit vectors: what unpacks codes is no step that a schedu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
@@ -23,6 +23,8 @@ from tvm_mpq.kernels.convolution import Output, activate
 from tvm_mpq.kernels.weight_only import BLOCK, DIGITS, WeightOnlyGeometry, WeightOnlyTile
 
 _QUADS = BLOCK // 4
+_UNROLL = 2
+"""Vectors of weights loaded in an iteration of the innermost loop."""
 _MAGIC = 12582912.0
 """1.5 · 2^23: added to a float below 2^22 it leaves the nearest integer in the low bits."""
 _MAGIC_BITS = 0x4B400000
@@ -31,7 +33,11 @@ _BIAS = 0x808080
 _EXPONENT = 0x7F800000
 _LEAST_EXPONENT = 27 << 23
 """2^-100: blocks of smaller elements are scaled as if one of this size were among them."""
-_PMADDUBSW = {4: "llvm.x86.ssse3.pmadd.ub.sw.128", 8: "llvm.x86.avx2.pmadd.ub.sw", 16: "llvm.x86.avx512.pmaddubs.w.512"}
+_PMADDUBSW = {
+    4: "llvm.x86.ssse3.pmadd.ub.sw.128",
+    8: "llvm.x86.avx2.pmadd.ub.sw",
+    16: "llvm.x86.avx512.pmaddubs.w.512",
+}
 _PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
 _VPDPBUSD = {8: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.512"}
 _PARALLEL_ELEMENTS = 32768
@@ -60,7 +66,7 @@ class _Program:
             T.func_name("main")
             self.x = _argument("x", (g.rows, g.in_channels), "float32")
             self.weight = _argument("weight", g.weight_shape, "uint8")
-            if g.group is not None:
+            if g.group:
                 self.multiplier = _argument("multiplier", g.multiplier_shape, "uint8")
             self.scale = _argument("scale", (g.blocks, g.columns), "float32")
             self.bias = _argument("bias", (g.blocks, g.columns), "float32")
@@ -69,6 +75,10 @@ class _Program:
             self.digits = _scratch(padded_rows * g.steps * DIGITS * BLOCK, "int8")
             self.correction = _scratch(padded_rows * g.steps, "int32")
             self.power = _scratch(padded_rows * g.steps, "float32")
+            # Read from memory, so that LLVM keeps the loop: in one long block its scheduler does first all of one
+            # vector and then all of the other, and spills what they share.
+            self.loads = _scratch(1, "int32")
+            T.buffer_store(self.loads, T.int32(_QUADS * 2 // (8 // g.bits) // _UNROLL), [0])
             loop = T.parallel if g.rows * g.in_channels > _PARALLEL_ELEMENTS and g.rows > 1 else T.serial
             with loop(0, g.rows) as row:
                 self._cut_row(row)
@@ -85,7 +95,8 @@ class _Program:
         whole, rest = divmod(self.g.in_channels, BLOCK)
         with T.serial(0, whole) as step:
             vectors = [
-                T.bind(self.x[row, T.ramp(step * BLOCK + at, 1, self.lanes)]) for at in range(0, BLOCK, self.lanes)
+                T.bind(self.x[row, T.ramp(step * BLOCK + at, 1, self.lanes)])
+                for at in range(0, BLOCK, self.lanes)
             ]
             self._cut_block(row, step, vectors)
         if rest:
@@ -108,7 +119,9 @@ class _Program:
         highest = T.bind(_reduce("smax", largest))
         exponent = T.bind(T.max(T.bitwise_and(highest, T.int32(_EXPONENT)), T.int32(_LEAST_EXPONENT)))
         # 2^(21 − e) and 2^(e − 21), by their bits.
-        inverse = T.reinterpret(T.uint32(275 << 23) - T.reinterpret(exponent, dtype="uint32"), dtype="float32")
+        inverse = T.reinterpret(
+            T.uint32(275 << 23) - T.reinterpret(exponent, dtype="uint32"), dtype="float32"
+        )
         power = T.reinterpret(exponent - T.int32(21 << 23), dtype="float32")
         nan = T.reinterpret(T.int32(0x7FC00000), dtype="float32")
         at = T.bind(row * self.g.steps + step)
@@ -143,7 +156,7 @@ class _Program:
                 total = self._combine([acc(row, vector, digit) for digit in range(DIGITS)])
                 total = total - T.broadcast(self.correction[at], n)
                 factor = T.broadcast(self.power[at], n)
-                if g.group is not None:
+                if g.group:
                     factor = factor * multipliers[vector]
                 T.buffer_store(sums, sums[place] + T.cast(total, f"float32x{n}") * factor, [place])
         for row, vector, place in places:
@@ -152,12 +165,15 @@ class _Program:
             self._store(activate(value, self.out), first + row, block, vector)
 
     def _multiplier(self, block: Expr, step: Expr, vector: int) -> Expr | None:
-        if self.g.group is None:
+        if not self.g.group:
             return None
-        codes = self.multiplier[block, step // (self.g.group // BLOCK), T.ramp(vector * self.lanes, 1, self.lanes)]
+        codes = self.multiplier[
+            block, step // (self.g.group // BLOCK), T.ramp(vector * self.lanes, 1, self.lanes)
+        ]
         return T.bind(T.cast(T.cast(codes, f"int32x{self.lanes}"), f"float32x{self.lanes}"))
 
-    def _products(self, block: Expr, first: Expr, step: Expr):
+    def _products(self, block: Expr, first: Expr, step: Expr) -> Callable[[int, int, int], Expr]:
+        """Accumulate a block of 32; gives the accumulator of a row, vector and digit."""
         g, n, rows = self.g, self.lanes, self.tile.rows
         dtype, width = self.dot.accumulator, n if self.dot.accumulator == "int32" else 2 * n
         acc = _scratch(rows * 2 * DIGITS * width, dtype)
@@ -166,23 +182,25 @@ class _Program:
             return T.ramp(((row * 2 + vector) * DIGITS + digit) * width, 1, width)
 
         codes = 8 // g.bits
-        started: set[tuple[int, int, int]] = set()
-        for load in range(_QUADS * 2 // codes):
-            raw = T.bind(self.weight[block, step, T.ramp(load * 4 * n, 1, 4 * n)])
-            for pair in range(codes // 2):
-                quad = load * (codes // 2) + pair
-                weights = [T.bind(self._unpack(raw, 2 * pair + vector)) for vector in range(2)]
-                for row in range(rows):
-                    for digit in range(DIGITS):
-                        at = (((first + row) * g.steps + step) * DIGITS + digit) * BLOCK + 4 * quad
-                        word = T.reinterpret(self.digits[T.ramp(at, 1, 4)], dtype="int32")
-                        digits = T.bind(T.broadcast(word, n))
-                        for vector in range(2):
-                            key = (row, vector, digit)
-                            old = acc[place(*key)] if key in started else None
-                            started.add(key)
-                            T.buffer_store(acc, self._dot(old, weights[vector], digits), [place(*key)])
-        return lambda *key: acc[place(*key)]
+        keys = [(row, vector, digit) for row in range(rows) for vector in range(2) for digit in range(DIGITS)]
+        for key in keys:
+            T.buffer_store(acc, T.broadcast(T.cast(0, dtype), width), [place(*key)])
+        with T.serial(0, self.loads[0]) as outer:
+            for inner in range(_UNROLL):
+                load = outer * _UNROLL + inner
+                raw = T.bind(self.weight[block, step, T.ramp(load * 4 * n, 1, 4 * n)])
+                for pair in range(codes // 2):
+                    quad = load * (codes // 2) + pair
+                    weights = [T.bind(self._unpack(raw, 2 * pair + vector)) for vector in range(2)]
+                    for row in range(rows):
+                        for digit in range(DIGITS):
+                            at = (((first + row) * g.steps + step) * DIGITS + digit) * BLOCK + 4 * quad
+                            word = T.reinterpret(self.digits[T.ramp(at, 1, 4)], dtype="int32")
+                            digits = T.bind(T.broadcast(word, n))
+                            for vector in range(2):
+                                where = place(row, vector, digit)
+                                T.buffer_store(acc, self._dot(acc[where], weights[vector], digits), [where])
+        return lambda row, vector, digit: acc[place(row, vector, digit)]
 
     def _unpack(self, raw: Expr, index: int) -> Expr:
         """Code ``index`` of every byte, as bytes."""

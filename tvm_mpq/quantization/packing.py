@@ -57,3 +57,35 @@ def pack_channels(values: Array, groups: int, lanes: int) -> Array:
 def pack_depthwise(w: Array) -> Array:
     """[O, 1, R, S] → [R, S, O]."""
     return np.ascontiguousarray(w[:, 0].transpose(1, 2, 0))
+
+
+def pack_codes(codes: Array, bits: int, columns: int, block: int = 32) -> Array:
+    """int8 codes [O, K] of ``bits`` (2 or 4) bits → uint8 [blocks, steps, block · columns · bits / 8].
+
+    For kernels that multiply four elements of the reduction at a time for each of ``columns`` outputs, two vectors of
+    them: byte i of a vector holds codes of output i // 4 and element i mod 4. Bit fields from the lowest: that of the
+    first vector, the second, and with 2 bits both again for the next four elements. Codes are stored with 2^(bits-1)
+    added; outputs are padded to ``columns`` and the reduction to steps of ``block`` elements with codes of zero.
+    """
+    o, k = codes.shape
+    blocks, steps, fields = -(-o // columns), -(-k // block), 8 // bits
+    padded = np.zeros((blocks * columns, steps * block), np.int8)
+    padded[:o, :k] = codes
+    raised = (padded + 2 ** (bits - 1)).astype(np.uint8)
+    quads = block // 4 * 2 // fields
+    parts = raised.reshape(blocks, 2, columns // 2, steps, quads, fields // 2, 4)
+    # blocks, steps, loads, output, element, then the fields: four elements, vector.
+    parts = parts.transpose(0, 3, 4, 2, 6, 5, 1).reshape(blocks, steps, quads * columns * 2, fields)
+    packed = np.zeros(parts.shape[:-1], np.uint8)
+    for field in range(fields):
+        packed |= parts[..., field] << (bits * field)
+    return packed
+
+
+def pack_multipliers(multiplier: Array, columns: int) -> Array:
+    """uint8 [O, groups] → [blocks, groups, columns], one where outputs are added."""
+    o, groups = multiplier.shape
+    blocks = -(-o // columns)
+    padded = np.ones((blocks * columns, groups), np.uint8)
+    padded[:o] = multiplier
+    return np.ascontiguousarray(padded.reshape(blocks, columns, groups).transpose(0, 2, 1))

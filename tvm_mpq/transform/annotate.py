@@ -5,8 +5,9 @@ from __future__ import annotations
 import tvm
 from tvm import IRModule, relax
 
+from tvm_mpq.kernels.weight_only import BLOCK
 from tvm_mpq.plan import PrecisionPlan
-from tvm_mpq.precision import FP32
+from tvm_mpq.precision import FP32, Precision
 from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.operator_body import read_body
 
@@ -30,6 +31,7 @@ INTEGER_KINDS = frozenset(
     }
 )
 """Kinds with an integer kernel."""
+WEIGHTED_KINDS = frozenset({"conv2d", "depthwise_conv2d", "conv2d_transpose", "matmul"})
 MOVING_KINDS = frozenset({"reshape", "permute_dims"})
 """Kinds that only move elements: they run in whatever their input is stored in."""
 
@@ -63,9 +65,19 @@ class AnnotatePrecision:
             reason = _why_not_in_8_bits(kind, function)
             executed = FP32 if reason else asked
         elif asked != FP32:
-            executed, reason = FP32, f"no kernel for {asked} on this target yet"
+            reason = _why_not_in_float(kind, asked)
+            executed = FP32 if reason else asked
         annotations = {attr.ASKED: str(asked), attr.PRECISION: str(executed), attr.REASON: reason}
         return function.with_attrs(annotations)
+
+
+def _why_not_in_float(kind: str, asked: Precision) -> str:
+    """Why an operator asked to keep float activations and store smaller weights cannot; empty where it can."""
+    if kind not in WEIGHTED_KINDS:
+        return f"{kind} has no weights"
+    if kind != "matmul" or not asked.weight_only or asked.weight_bits > 4 or asked.group % BLOCK:
+        return f"no kernel for {asked} on this target yet"
+    return ""
 
 
 def _why_not_in_8_bits(kind: str, function: relax.Function) -> str:

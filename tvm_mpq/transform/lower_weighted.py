@@ -28,6 +28,7 @@ from tvm_mpq.quantization.requantize import requantize_multiplier
 from tvm_mpq.quantization.rounding import check_shape, fit_accumulator, round_to_nearest
 from tvm_mpq.quantization.weights import QuantizedWeights
 from tvm_mpq.quantization.winograd import pack_winograd
+from tvm_mpq.transform.lower_weight_only import packed_constants, weight_only_codes
 from tvm_mpq.transform.operation import Operation
 from tvm_mpq.transform.operator_body import OperatorBody, read_body
 from tvm_mpq.transform.tensors import Emitter, Layout
@@ -96,13 +97,20 @@ def _lower_matrix(
     instruction: str,
 ) -> relax.Var:
     family = "conv2d" if layout == "pixels" else "matmul"
-    numbers = _numbers(operation, body, weight)
     spec = KernelSpec(family, shape, operation.activations, _output(operation, body), instruction)
-    if numbers.quantized is not None and not operation.any_codes:
-        bits, group = numbers.quantized.bits, numbers.quantized.effective_group
-        spec = replace(spec, weight_bits=bits, weight_group=group, int16_words=fitting_words(numbers.weight))
-    spec = spec.faster()
-    constants = _packed_for_matrix(numbers, spec)
+    if operation.executed.weight_only:
+        codes = weight_only_codes(operation, weight)
+        bits = 2 if codes.bits == 2 else 4
+        spec = replace(spec, family="weight_only", weight_bits=bits, weight_group=codes.effective_group)
+        constants = packed_constants(codes, _float_bias(body, weight), spec)
+    else:
+        numbers = _numbers(operation, body, weight)
+        if numbers.quantized is not None and not operation.any_codes:
+            bits, group = numbers.quantized.bits, numbers.quantized.effective_group
+            words = fitting_words(numbers.weight)
+            spec = replace(spec, weight_bits=bits, weight_group=group, int16_words=words)
+        spec = spec.faster()
+        constants = _packed_for_matrix(numbers, spec)
     x = emitter.read(operation.inputs[0], operation.activations, layout)
     rows = shape.batch * shape.height * shape.width
     if layout == "plain" and len(operation.inputs[0].shape) != 2:
@@ -191,8 +199,12 @@ def _packed_for_matrix(numbers: _Numbers, spec: KernelSpec) -> list[Array]:
     return packed
 
 
+def _float_bias(body: OperatorBody, weight: Array) -> npt.NDArray[np.float32]:
+    return np.zeros(len(weight), np.float32) if body.bias is None else body.bias.astype(np.float32)
+
+
 def _numbers(operation: Operation, body: OperatorBody, weight: Array) -> _Numbers:
-    bias = np.zeros(len(weight), np.float32) if body.bias is None else body.bias.astype(np.float32)
+    bias = _float_bias(body, weight)
     if operation.activations == "float32":
         return _Numbers(weight, bias)
     grid = operation.inputs[0].grid
