@@ -33,6 +33,8 @@ BODIES = {
     "permute_dims": ["permute_dims"],
     "softmax": ["nn.softmax"],
     "sigmoid": ["sigmoid"],
+    "layer_norm": ["nn.layer_norm"],
+    "batch_matmul": ["matmul"],
 }
 
 

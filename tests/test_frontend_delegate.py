@@ -24,7 +24,11 @@ SCALES = {"s": np.array([1, 1, 2, 1.5], np.float32)}
             SCALES,
             17,
         ),
-        (node("LayerNormalization", ["x", "g", "b"], ["y"]), {"g": weights(8), "b": weights(8)}, 17),
+        (
+            node("LayerNormalization", ["x", "g", "b"], ["y"], axis=2),
+            {"g": weights(6, 8), "b": weights(6, 8)},
+            17,
+        ),
         (node("InstanceNormalization", ["x", "g", "b"], ["y"]), {"g": weights(4), "b": weights(4)}, 17),
         (node("PRelu", ["x", "s"], ["y"]), {"s": weights(4, 1, 1)}, 17),
         (node("DepthToSpace", ["x"], ["y"], blocksize=2, mode="CRD"), {}, 17),

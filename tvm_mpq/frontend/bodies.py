@@ -120,6 +120,10 @@ BODIES: dict[str, Body] = {
     "reshape": lambda builder, node, inputs, shape: relax.op.reshape(inputs[0], shape),
     "permute_dims": lambda builder, node, inputs, shape: relax.op.permute_dims(inputs[0], node.get("perm")),
     "softmax": lambda builder, node, inputs, shape: relax.op.nn.softmax(inputs[0], node.get("axis")),
+    "batch_matmul": lambda builder, node, inputs, shape: relax.op.matmul(*inputs),
+    "layer_norm": lambda builder, node, inputs, shape: relax.op.nn.layer_norm(
+        inputs[0], _constant(inputs[1]), _constant(inputs[2]), axes=[-1], epsilon=node.get("epsilon")
+    ),
     "identity": lambda builder, node, inputs, shape: inputs[0],
     "constant": lambda builder, node, inputs, shape: _constant(inputs[0]),
 }

@@ -9,7 +9,7 @@ from tvm_mpq.frontend.rules.activation import convert_activation, fuse_activatio
 from tvm_mpq.frontend.rules.affine import convert_batch_norm, fold_behind, fold_in_front
 from tvm_mpq.frontend.rules.arithmetic import convert_arithmetic, convert_power
 from tvm_mpq.frontend.rules.convolution import convert_convolution, lower_convolution
-from tvm_mpq.frontend.rules.dense import convert_gemm, convert_matmul
+from tvm_mpq.frontend.rules.dense import convert_batch_matmul, convert_gemm, convert_matmul
 from tvm_mpq.frontend.rules.floats import promote
 from tvm_mpq.frontend.rules.identities import remove_identity
 from tvm_mpq.frontend.rules.layout import (
@@ -20,6 +20,7 @@ from tvm_mpq.frontend.rules.layout import (
     convert_transpose,
     simplify_reshape,
 )
+from tvm_mpq.frontend.rules.normalization import absorb_affine, convert_layer_norm, match_layer_norm
 from tvm_mpq.frontend.rules.padding import fold_padding
 from tvm_mpq.frontend.rules.pointwise import convert_pointwise, merge_pointwise, name_sigmoid
 from tvm_mpq.frontend.rules.pooling import convert_global_pool, convert_mean, convert_pool
@@ -30,7 +31,9 @@ Rule = Callable[[Graph, Node], bool]
 
 GROUPS: tuple[tuple[Rule, ...], ...] = (
     (remove_identity, convert_power, convert_resize),
-    (convert_convolution, convert_gemm, convert_matmul),
+    (convert_layer_norm, match_layer_norm),
+    (absorb_affine,),
+    (convert_convolution, convert_gemm, convert_matmul, convert_batch_matmul),
     (convert_pool, convert_global_pool, convert_mean),
     (convert_reshape, convert_transpose, convert_concat, convert_add, convert_softmax),
     (convert_activation,),

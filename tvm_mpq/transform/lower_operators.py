@@ -22,19 +22,21 @@ from tvm_mpq.transform.lower_binary import lower_binary
 from tvm_mpq.transform.lower_elementwise import lower_activation, lower_add, lower_concat
 from tvm_mpq.transform.lower_pointwise import lower_pointwise
 from tvm_mpq.transform.lower_pooling import lower_average_pool, lower_global_average_pool, lower_max_pool
+from tvm_mpq.transform.lower_rows import lower_batch_matmul, lower_layer_norm, lower_softmax
 from tvm_mpq.transform.lower_transposed import lower_transposed
 from tvm_mpq.transform.lower_weighted import lower_convolution, lower_depthwise, lower_matmul
 from tvm_mpq.transform.operation import Operation
 from tvm_mpq.transform.operator_body import shape_of
 from tvm_mpq.transform.tensors import Emitter, Form, Layout, Tensor
 
-_WEIGHTED: dict[str, Callable[[Emitter, Operation, str], relax.Var]] = {
+_ON_AN_INSTRUCTION: dict[str, Callable[[Emitter, Operation, str], relax.Var]] = {
     "conv2d": lower_convolution,
     "depthwise_conv2d": lower_depthwise,
     "matmul": lower_matmul,
     "conv2d_transpose": lower_transposed,
+    "batch_matmul": lower_batch_matmul,
 }
-_PLAIN: dict[str, Callable[[Emitter, Operation], relax.Var]] = {
+_ON_ANY: dict[str, Callable[[Emitter, Operation], relax.Var]] = {
     "add": lower_add,
     "activation": lower_activation,
     "broadcast_add": lower_binary,
@@ -42,6 +44,8 @@ _PLAIN: dict[str, Callable[[Emitter, Operation], relax.Var]] = {
     "mul": lower_binary,
     "pointwise": lower_pointwise,
     "sigmoid": lower_pointwise,
+    "softmax": lower_softmax,
+    "layer_norm": lower_layer_norm,
     "concat": lower_concat,
     "max_pool2d": lower_max_pool,
     "avg_pool2d": lower_average_pool,
@@ -110,10 +114,10 @@ class LowerOperators:
         layout: Layout = operation.output.native
         if operation.kind == "matmul":
             layout = "plain"  # rows of a tensor of any rank, whose channels are last
-        if operation.kind in _WEIGHTED:
-            result = _WEIGHTED[operation.kind](emitter, operation, self.instruction)
-        elif operation.kind in _PLAIN:
-            result = _PLAIN[operation.kind](emitter, operation)
+        if operation.kind in _ON_AN_INSTRUCTION:
+            result = _ON_AN_INSTRUCTION[operation.kind](emitter, operation, self.instruction)
+        elif operation.kind in _ON_ANY:
+            result = _ON_ANY[operation.kind](emitter, operation)
         elif operation.kind in ("reshape", "permute_dims"):
             layout = "plain"
             result = _move(emitter, operation)
@@ -158,7 +162,7 @@ def _operation(
 def _check_weights(mod: IRModule, weights: Mapping[str, QuantizedWeights]) -> None:
     functions = {attr.text(function, attr.OPERATOR): function for _, function, _ in attr.calls(mod)}
     for name, given in weights.items():
-        if name not in functions or attr.text(functions[name], attr.KIND) not in _WEIGHTED:
+        if name not in functions or attr.text(functions[name], attr.KIND) not in _ON_AN_INSTRUCTION:
             raise MpqError(
                 f"weights are given for {name!r}, which is no operator with weights of the network"
             )

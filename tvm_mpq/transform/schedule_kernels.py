@@ -6,6 +6,7 @@ import tvm
 from tvm import IRModule
 from tvm.tirx import PrimFunc
 
+from tvm_mpq.kernels.emitting import PROGRAM
 from tvm_mpq.kernels.schedule_default import schedule_default
 from tvm_mpq.kernels.spec import ATTRIBUTE, KernelSpec
 
@@ -14,7 +15,8 @@ from tvm_mpq.kernels.spec import ATTRIBUTE, KernelSpec
 class ScheduleKernels:
     """Rewrite each PrimFunc's loops; what it computes stays the same.
 
-    A kernel marked with a spec gets its family's template, every other one the default schedule.
+    A kernel marked with a spec gets its family's template, a written-out program nothing, every other one the default
+    schedule.
     """
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
@@ -26,6 +28,8 @@ class ScheduleKernels:
             if function.attrs is not None and ATTRIBUTE in function.attrs:
                 text = str(function.attrs[ATTRIBUTE])
                 scheduled = KernelSpec.from_json(text).schedule().with_attr(ATTRIBUTE, text)
+            elif function.attrs is not None and PROGRAM in function.attrs:
+                scheduled = function
             else:
                 scheduled = schedule_default(function)
             result.update_func(variable, scheduled.with_attr("global_symbol", variable.name_hint))

@@ -18,6 +18,19 @@ def convert_matmul(graph: Graph, node: Node) -> bool:
     return True
 
 
+def convert_batch_matmul(graph: Graph, node: Node) -> bool:
+    """MatMul of two activations [.., M, K] and [.., K, N] with equal leading axes → ``batch_matmul``."""
+    if not node.is_("MatMul"):
+        return False
+    found = [graph.float_type(name) for name in node.inputs]
+    if found[0] is None or found[1] is None or len(found[0].shape) < 2 or len(found[1].shape) < 2:
+        return False
+    if found[0].shape[:-2] != found[1].shape[:-2]:
+        return False
+    graph.replace([node], [canonical("batch_matmul", node.name, node.inputs, node.outputs[0])])
+    return True
+
+
 def convert_gemm(graph: Graph, node: Node) -> bool:
     """``alpha · A' · B' + beta · C`` with constant B: factors go into constants, C is a bias or an Add."""
     if not node.is_("Gemm"):
