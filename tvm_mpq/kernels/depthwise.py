@@ -15,6 +15,7 @@ from tvm.s_tir import Schedule
 from tvm.tirx import Expr, PrimFunc
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, activate, padded_input
+from tvm_mpq.kernels.narrow_weights import stored_dtype, widened
 from tvm_mpq.kernels.requantize import requantize
 
 _STAGE_BYTES = {"float32": 48 * 1024, "uint8": 160 * 1024}
@@ -34,17 +35,20 @@ class DepthwiseTile:
     channels: int
 
 
-def depthwise(shape: ConvolutionShape, in_dtype: str, out: Output) -> PrimFunc:
+def depthwise(shape: ConvolutionShape, in_dtype: str, out: Output, float_weight: str = "float32") -> PrimFunc:
     """The definition with blocks ``padded``, ``acc`` and ``out``.
 
-    Parameters: x [N·H·W, C]; weight [R, S, K] int8 or float32; bias [K]; for integers multiplier [K] float32 and grid
-    int32[2] (input and output zero-point); then the output [rows, K].
+    Parameters: x [N·H·W, C]; weight [R, S, K] int8, or for floats what ``float_weight`` names (see
+    ``narrow_weights``); bias [K]; for int8 weights multiplier [K] float32, and for integer inputs grid int32[2] (input
+    and output zero-point); then the output [rows, K].
     """
     integer = in_dtype == "uint8"
     accumulator = "int32" if integer else "float32"
     x = te.placeholder((shape.batch * shape.height * shape.width, shape.in_channels), in_dtype, "x")
     channels = shape.out_channels
-    weight = te.placeholder((*shape.kernel, channels), "int8" if integer else "float32", "weight")
+    weight = te.placeholder(
+        (*shape.kernel, channels), "int8" if integer else stored_dtype(float_weight), "weight"
+    )
     bias = te.placeholder((channels,), accumulator, "bias")
     multiplier = te.placeholder((channels,), "float32", "multiplier")
     grid = te.placeholder((2,), "int32", "grid")
@@ -63,22 +67,25 @@ def depthwise(shape: ConvolutionShape, in_dtype: str, out: Output) -> PrimFunc:
             w * shape.stride[1] + s * shape.dilation[1],
             k if expansion == 1 else k // expansion,
         ]
-        return te.sum(value.astype(accumulator) * weight[r, s, k].astype(accumulator), axis=[r, s])
+        tap = weight[r, s, k]
+        tap = tap.astype("int32") if integer else widened(tap, float_weight)
+        return te.sum(value.astype(accumulator) * tap, axis=[r, s])
 
     acc = te.compute(dims, product, "acc")
 
     def finish(n: Expr, h: Expr, w: Expr, k: Expr) -> Expr:
-        value = acc[n, h, w, k] + bias[k]
         if not integer:
-            return activate(value, out)
+            scaled = acc[n, h, w, k] * multiplier[k] if float_weight == "int8" else acc[n, h, w, k]
+            return activate(scaled + bias[k], out)
+        value = acc[n, h, w, k] + bias[k]
         if out.dtype == "uint8":
             return requantize(value, multiplier[k], grid[1])
         return activate(value.astype("float32") * multiplier[k], out)
 
     finished = te.compute(dims, finish, "finished")
     result = pixels(finished, "out")
-    parameters = [x, weight, bias, multiplier, grid, result] if integer else [x, weight, bias, result]
-    return te.create_prim_func(parameters)
+    scales = [multiplier, grid] if integer else [multiplier] if float_weight == "int8" else []
+    return te.create_prim_func([x, weight, bias, *scales, result])
 
 
 def pixels(tensor: te.Tensor, name: str) -> te.Tensor:

@@ -27,6 +27,7 @@ class KernelSpec:
     """A convolution (matrix multiplications included) or a depthwise convolution on one instruction set.
 
     Family ``weight_only`` is a matrix multiplication of float32 by packed codes of 2 or 4 bits (``weight_bits``).
+    ``weight_dtype``: what weights of a kernel on float32 are stored in ("float32", "float16", "bfloat16" or "int8").
     ``weight_group``: the codes share an integer factor in groups of so many elements of the reduction (0: none).
     ``int16_words``: how many words of the int8 codes :mod:`tvm_mpq.quantization.int16_sums` allows to add in int16.
     """
@@ -39,13 +40,14 @@ class KernelSpec:
     weight_bits: int = 8
     weight_group: int = 0
     int16_words: int = 0
+    weight_dtype: str = "float32"
 
     @property
     def precision(self) -> str:
         """``fp32``, or ``w8a8`` and the like."""
         integer = self.in_dtype == "uint8"
-        if not integer and self.family != "weight_only":
-            return "fp32"
+        if not integer and self.family != "weight_only" and self.weight_dtype != "int8":
+            return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[self.weight_dtype]
         group = f"g{self.weight_group}" if self.weight_group else ""
         return f"w{self.weight_bits}{group}a{8 if integer else 32}"
 
@@ -68,10 +70,18 @@ class KernelSpec:
         if self.family == "winograd":
             row = winograd_intrinsic(self.instruction, self.in_dtype)
             assert row is not None
-            return row
+            return row if self.in_dtype == "uint8" else replace(row, weight=self.float_weight)
         weight = "int8" if self.in_dtype == "uint8" else "float32"
         row = intrinsic(self.instruction, weight, self.shape.out_channels // self.shape.groups)
+        if self.in_dtype != "uint8":
+            return replace(row, weight=self.float_weight)
         return narrow_intrinsic(row, self.weight_bits, self.weight_group, self.shape.run, self.int16_words)
+
+    @property
+    def float_weight(self) -> str:
+        """How a kernel on float32 reads its weights (see ``narrow_weights``)."""
+        converts = self.instruction != "generic"
+        return "float16_bits" if self.weight_dtype == "float16" and not converts else self.weight_dtype
 
     @property
     def in_place(self) -> bool:
@@ -111,7 +121,7 @@ class KernelSpec:
         if self.family in ("winograd", "weight_only"):
             return self.schedule().with_attr(ATTRIBUTE, self.to_json())
         if self.family == "depthwise":
-            definition = depthwise(self.shape, self.in_dtype, self.out)
+            definition = depthwise(self.shape, self.in_dtype, self.out, self.float_weight)
         else:
             definition = convolution(self.shape, self.in_dtype, self.out, self.row, 1, self.weight_group)
         return definition.with_attr(ATTRIBUTE, self.to_json())
@@ -126,7 +136,8 @@ class KernelSpec:
         if self.family == "depthwise":
             lanes = FLOAT[self.instruction].lanes
             tile = default_depthwise_tile(self.shape, lanes, self.in_dtype)
-            return schedule_depthwise(depthwise(self.shape, self.in_dtype, self.out), self.shape, tile)
+            definition = depthwise(self.shape, self.in_dtype, self.out, self.float_weight)
+            return schedule_depthwise(definition, self.shape, tile)
         matrix = default_convolution_tile(self.shape, self.row, self.in_place)
         definition = convolution(
             self.shape, self.in_dtype, self.out, self.row, matrix.rows, self.weight_group

@@ -88,7 +88,7 @@ _TASK_BYTES = 65536
 _WHOLE_BYTES = 131072
 _FIRST_CACHE = 24576
 """What of the first-level cache a panel of weights may fill; a larger one comes from the second, 30 bytes a cycle."""
-_BYTES = {"float32": 4, "int16": 2, "uint8": 1, "int8": 1}
+_BYTES = {"float32": 4, "float16": 2, "float16_bits": 2, "bfloat16": 2, "int16": 2, "uint8": 1, "int8": 1}
 
 
 def _cost(shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, blocks: int, staged: bool) -> float:
@@ -97,6 +97,8 @@ def _cost(shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, blocks: int,
     multiplies = tile * (words + (intrinsic.family == "pmaddubsw"))
     others = 0.0 if intrinsic.family in (None, "vpdpbusd") else tile * words
     others += 2.5 * blocks * words * intrinsic.nibbles + 3 * blocks * intrinsic.multiplied
+    if intrinsic.accumulator == "float32" and intrinsic.weight != "float32":
+        others += 2 * blocks  # to widen a vector of weights
     loads = words * (rows + blocks * (0.5 if intrinsic.nibbles else 1.0))
     if intrinsic.family == "pmaddubsw":
         loads += 0.5 * words * blocks  # whole vectors from memory, in each row of the tile
