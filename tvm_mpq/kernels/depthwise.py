@@ -8,6 +8,7 @@ multiplied as it is: the constant that the zero-point adds is folded into the bi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tvm import IRModule, te, tirx
@@ -15,8 +16,10 @@ from tvm.s_tir import Schedule
 from tvm.tirx import Expr, PrimFunc
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, activate, padded_input
+from tvm_mpq.kernels.intrinsic import Intrinsic
 from tvm_mpq.kernels.narrow_weights import stored_dtype, widened
 from tvm_mpq.kernels.requantize import requantize
+from tvm_mpq.kernels.tiles import shared_evenly
 
 _STAGE_BYTES = {"float32": 48 * 1024, "uint8": 160 * 1024}
 """Cache for a task's padded input. A row of few 8-bit channels is copied slowly, so that they take more of it."""
@@ -111,9 +114,7 @@ def default_depthwise_tile(
         vector = vector_width(shape.out_channels, lanes)
         columns = max(c for c in range(1, 9) if width % c == 0)
     rows = task_rows(shape)
-    staged_rows = (rows - 1) * shape.stride[0] + shape.dilation[0] * (shape.kernel[0] - 1) + 1
-    item = 4 if in_dtype == "float32" else 1
-    line = staged_rows * (shape.width + shape.padding[1] + shape.padding[3]) * item
+    line = channel_bytes(shape, rows, in_dtype)
     blocks = shape.out_channels // vector
     fitting = [
         d for d in range(1, blocks + 1) if blocks % d == 0 and d * vector * line <= _STAGE_BYTES[in_dtype]
@@ -122,6 +123,47 @@ def default_depthwise_tile(
     # Blocks of all row tasks laid end to end: a task takes ``size`` of one row task's.
     size = min(fitting or [1], key=lambda d: (-(-row_tasks * (blocks // d) // threads) * d, -d))
     return DepthwiseTile(columns, vector, rows, vector * size)
+
+
+def channel_bytes(shape: ConvolutionShape, rows: int, in_dtype: str) -> int:
+    """Bytes of one channel of a task's padded input."""
+    staged_rows = (rows - 1) * shape.stride[0] + shape.dilation[0] * (shape.kernel[0] - 1) + 1
+    item = 4 if in_dtype == "float32" else 1
+    return staged_rows * (shape.width + shape.padding[1] + shape.padding[3]) * item
+
+
+def depthwise_tiles(shape: ConvolutionShape, row: Intrinsic, in_dtype: str) -> list[DepthwiseTile]:
+    """Every tile of the template worth trying: its results fit the registers, its tasks the cache and two threads.
+
+    ``row`` is the instruction set's row for floats.
+    """
+    return shared_evenly(_depthwise_tiles(shape, row, in_dtype))
+
+
+def _depthwise_tiles(
+    shape: ConvolutionShape, row: Intrinsic, in_dtype: str
+) -> Iterator[tuple[int, DepthwiseTile]]:
+    """Each tile with the number of its tasks."""
+    channels, lanes = shape.out_channels, row.lanes
+    vectors = [v for v in (lanes // 2, lanes, 2 * lanes, 4 * lanes) if v >= 4 and channels % v == 0]
+    for vector in vectors or [vector_width(channels, lanes)]:
+        for columns in _divisors(shape.out_width):
+            if columns * -(-vector // lanes) > row.registers - 2:
+                continue
+            for rows in _divisors(shape.out_height):
+                line = channel_bytes(shape, rows, in_dtype)
+                row_tasks = shape.batch * shape.out_height // rows
+                for size in _divisors(channels // vector):
+                    if size == 1 or size * vector * line <= _MOST_STAGE_BYTES:
+                        tasks = row_tasks * (channels // vector // size)
+                        yield tasks, DepthwiseTile(columns, vector, rows, vector * size)
+
+
+def _divisors(value: int) -> list[int]:
+    return [d for d in range(1, value + 1) if value % d == 0]
+
+
+_MOST_STAGE_BYTES = 2**19
 
 
 def vector_width(channels: int, lanes: int) -> int:

@@ -119,7 +119,7 @@ def _lower_matrix(
         words = fitting_words(numbers.weight)
         bits, group = quantized.bits, quantized.effective_group
         spec = replace(spec, weight_bits=bits, weight_group=group, int16_words=words)
-    spec = spec.faster()
+    spec = spec.with_tile(emitter.tiles(spec.key))
     constants = _packed_for_matrix(numbers, spec)
     x = emitter.read(operation.inputs[0], operation.activations, layout)
     rows = shape.batch * shape.height * shape.width
