@@ -7,9 +7,10 @@ kernels support there, and the CPU features that a machine needs to run the pack
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,11 +37,27 @@ KERNEL_PRECISIONS = (
     "fp32", "w8a8",
     *(f"w{bits}a8" for bits in range(7, 1, -1)),
     *(f"w{bits}{ANY_GROUP}a8" for bits in range(7, 1, -1)),
-    *(f"w{bits}a32" for bits in range(8, 1, -1)),
-    *(f"w{bits}{ANY_GROUP}a32" for bits in range(7, 1, -1)),
-    "fp16", "bf16",
+    "w4a32", "w3a32", "w2a32", "w4g*a32", "w3g*a32", "w2g*a32",
 )  # fmt: skip
 """What the kernels know on every instruction set."""
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """What a core of a kind of machine can do at most, from its makers' documents: costs are modelled from it.
+
+    ``float_multipliers`` and ``integer_multipliers`` start one vector of the full width each a cycle. Bandwidths are
+    those of reading with one core, in GB/s; the second cache is a core's own, the last one and memory are shared.
+    """
+
+    clock_ghz: float
+    float_multipliers: float
+    integer_multipliers: float
+    second_cache_kb: float
+    second_cache_gbs: float
+    last_cache_kb: float
+    last_cache_gbs: float
+    memory_gbs: float
 
 
 @dataclass(frozen=True)
@@ -49,7 +66,8 @@ class Target:
 
     ``instruction`` is one of :data:`INSTRUCTIONS`; ``features`` are CPU flags as /proc/cpuinfo spells them;
     ``precisions`` are names that :class:`tvm_mpq.precision.Precision` parses, or with ``g*`` for groups of any
-    size; ``cores`` is the number of processors where it is known.
+    size; ``cores`` is the number of processors where it is known; ``roofline`` is None where costs can only be
+    measured.
     """
 
     name: str
@@ -62,6 +80,7 @@ class Target:
     mattr: tuple[str, ...] = ()
     kind: str = "llvm"
     cores: int | None = None
+    roofline: Roofline | None = None
 
     def tvm_dict(self) -> dict[str, Any]:
         """The fields of the TVM target, as ``tvm.target.Target`` takes them."""
@@ -157,7 +176,11 @@ def parse_target(text: str, source: str) -> Target:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise MpqError(f"{source} is not valid TOML: {error}") from None
-    _only(raw, {"name", "description", "instruction", "precisions", "features", "cores", "tvm"}, source)
+    _only(
+        raw,
+        {"name", "description", "instruction", "precisions", "features", "cores", "roofline", "tvm"},
+        source,
+    )
     tvm_raw = raw.get("tvm")
     if not isinstance(tvm_raw, dict):
         raise MpqError(f"{source}: the table [tvm] is missing")
@@ -188,7 +211,20 @@ def parse_target(text: str, source: str) -> Target:
         mattr=_texts(tvm_raw, "mattr", f"{source}: [tvm]"),
         kind=kind,
         cores=cores,
+        roofline=_roofline(raw["roofline"], f"{source}: [roofline]") if "roofline" in raw else None,
     )
+
+
+def _roofline(raw: Any, source: str) -> Roofline:
+    if not isinstance(raw, dict):
+        raise MpqError(f"{source} must be a table")
+    names = [field.name for field in fields(Roofline)]
+    _only(raw, set(names), source)
+    for name in names:
+        value: Any = raw.get(name)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise MpqError(f"{source}: {name!r} must be a number above 0, not {value!r}")
+    return Roofline(**{name: float(raw[name]) for name in names})
 
 
 def _only(raw: Mapping[str, Any], known: set[str], source: str) -> None:

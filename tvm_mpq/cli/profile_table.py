@@ -30,7 +30,7 @@ def profile_table(found: Profile) -> Table:
         str(sum(row.calls for row in found.rows)),
         f"{found.sum_us:.1f}",
         f"{macs / 1e6:.2f}",
-        f"{2e-3 * macs / found.sum_us:.1f}" if found.sum_us else "–",
+        f"{2e-3 * macs / found.sum_us:.1f}",
         bytes_text(sum(row.bytes for row in found.rows)),
         "",
         "",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tvm
 from tvm import relax, te
+from tvm.runtime import tensor
 
-from tvm_mpq.runtime.tracer import Tracer
+from tvm_mpq.runtime.tracer import Tracer, time_whole
 from tvm_mpq.transform.pipeline import build_passes
 
 _COUNTS = (2, 8)
@@ -17,18 +20,43 @@ _CALLS = 32
 _RUNS = 30
 
 
-def empty_call_seconds(target: Mapping[str, Any]) -> Callable[[int], float]:
-    """What the tracer says of a kernel that does nothing, as a function of its number of arguments.
+@dataclass(frozen=True)
+class EmptyCalls:
+    """Seconds of a call of a kernel that does nothing, by its number of arguments: a straight line, (start, slope).
 
-    Each argument becomes an object for the instrument: a line through two numbers of arguments. ``target`` is the TVM
-    target's fields. The kernels are compiled here, which takes a tenth of a second.
+    ``traced`` is what the tracer says of it; each argument becomes an object for the instrument. ``undisturbed`` is
+    its share of a network without instrument, the virtual machine's work for the call included.
     """
-    low, high = (_empty_call(target, count) for count in _COUNTS)
-    slope = (high - low) / (_COUNTS[1] - _COUNTS[0])
-    return lambda arguments: max(0.0, low + slope * (arguments - _COUNTS[0]))
+
+    traced: tuple[float, float]
+    undisturbed: tuple[float, float]
+
+    def instrument(self, arguments: Sequence[int]) -> npt.NDArray[np.float64]:
+        """What the instrument adds to the traced seconds of calls with so many arguments, float64 [calls]."""
+        return np.maximum(_at(self.traced, arguments) - _at(self.undisturbed, arguments), 0.0)
+
+    def net(self, traced: npt.NDArray[np.float64], arguments: Sequence[int]) -> npt.NDArray[np.float64]:
+        """Traced seconds [runs, calls] less the instrument's; never less than a call that does nothing takes."""
+        return np.maximum(traced - self.instrument(arguments), _at(self.undisturbed, arguments))
 
 
-def _empty_call(target: Mapping[str, Any], arguments: int) -> float:
+def _at(line: tuple[float, float], arguments: Sequence[int]) -> npt.NDArray[np.float64]:
+    return line[0] + line[1] * np.asarray(arguments, np.float64)
+
+
+def measure_empty_calls(target: Mapping[str, Any]) -> EmptyCalls:
+    """Measure on this machine; the kernels are compiled here, which takes a tenth of a second.
+
+    ``target`` is the TVM target's fields.
+    """
+    points = np.array([_empty_call(target, count) for count in _COUNTS])
+    slope = (points[1] - points[0]) / (_COUNTS[1] - _COUNTS[0])
+    start = points[0] - slope * _COUNTS[0]
+    return EmptyCalls((float(start[0]), float(slope[0])), (float(start[1]), float(slope[1])))
+
+
+def _empty_call(target: Mapping[str, Any], arguments: int) -> tuple[float, float]:
+    """(traced, undisturbed) seconds."""
     places = [te.placeholder((1,), "float32", f"x{index}") for index in range(arguments - 1)]
     kernel = te.create_prim_func([*places, te.compute((1,), lambda _: places[0][0] + 1.0, "out")])
     builder = relax.BlockBuilder()
@@ -43,5 +71,7 @@ def _empty_call(target: Mapping[str, Any], arguments: int) -> float:
             result = builder.emit_output(value)
         builder.emit_func_output(result)
     built = relax.build(build_passes()(builder.get()), tvm.target.Target(dict(target)), relax_pipeline=None)
+    array = np.zeros(1, np.float32)
+    undisturbed = time_whole(relax.VirtualMachine(built, tvm.cpu()), [tensor(array)], _RUNS, 3) / _CALLS
     tracer = Tracer(1, relax.VirtualMachine(built, tvm.cpu()), lambda given: list(given.values()))
-    return float(np.median(tracer.trace({"x": np.zeros(1, np.float32)}, _RUNS).seconds))
+    return float(np.median(tracer.trace({"x": array}, _RUNS).seconds)), float(np.median(undisturbed))

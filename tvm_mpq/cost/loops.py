@@ -51,6 +51,12 @@ def find_step(name: str) -> Step:
     return Step(4 * lanes, "int32", lanes, lambda x, w: _vpdpbusd(lanes, x, w))
 
 
+def multiplications(name: str) -> int:
+    """How many of a step's instructions need a multiplier: what bounds it where additions have units of their own."""
+    step = find_step(name)
+    return step.macs // (4 * step.lanes) + 1 if name.startswith("pmaddubsw") else 1
+
+
 def _pmaddwd(lanes: int, x: Expr, w: Expr) -> Expr:
     name = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}[lanes]
     pairs = f"int16x{2 * lanes}"

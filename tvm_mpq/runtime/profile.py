@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tvm_mpq.cost.empty_calls import empty_call_seconds
+from tvm_mpq.cost.empty_calls import measure_empty_calls
 from tvm_mpq.cost.peaks import Peaks, measure_peaks
 from tvm_mpq.cost.roofline import bound
 from tvm_mpq.errors import MpqError
 from tvm_mpq.runtime.metadata import KernelCall, Metadata
 from tvm_mpq.runtime.session import Session, check_repeat
-from tvm_mpq.runtime.tracer import Trace
+from tvm_mpq.runtime.tracer import Trace, typical
 
 _BLOCKS = 10
 
@@ -25,9 +25,10 @@ _BLOCKS = 10
 class ProfileRow:
     """An operator, or a conversion at a border (``kind`` is then its role and ``name`` says from where to where).
 
-    Times are in microseconds of one run, medians over runs; ``bound_us`` is the roofline's, ``bound_by`` "compute" or
-    "memory". ``gops`` counts two operations a multiply-accumulate (0 without any). ``peak_share`` is the part of the
-    measured peak of ``step`` that its least work takes; the other shares are of reading bandwidths.
+    Times are in microseconds of one run: medians over runs, which add up to the median run. ``bound_us`` is the
+    roofline's, ``bound_by`` "compute" or "memory". ``gops`` counts two operations a multiply-accumulate (0 without
+    any). ``peak_share`` is the part of the measured peak of ``step`` that its least work takes; the other shares are of
+    reading bandwidths.
     """
 
     name: str
@@ -128,13 +129,14 @@ def net_seconds(traces: list[Trace], metadata: Metadata) -> tuple[npt.NDArray[np
     for trace in traces:
         if trace.kernels != expected:
             raise MpqError("the package calls other kernels than its metadata lists; compile it again")
-    empty = empty_call_seconds(metadata.target.tvm)
-    instrument = np.array([empty(count) for count in traces[0].arguments])
+    empty = measure_empty_calls(metadata.target.tvm)
     raw = np.concatenate([trace.seconds for trace in traces])
-    return np.maximum(raw - instrument, 0.0), float(instrument.sum())
+    arguments = traces[0].arguments
+    return empty.net(raw, arguments), float(empty.instrument(arguments).sum())
 
 
 def _rows(metadata: Metadata, seconds: npt.NDArray[np.float64], peaks: Peaks) -> list[ProfileRow]:
+    times = typical(seconds)
     constants = sum(call.constant_bytes for call in metadata.calls)
     operators = {operator.name: operator for operator in metadata.operators}
     groups: dict[tuple[str, str, str], list[int]] = {}
@@ -148,7 +150,7 @@ def _rows(metadata: Metadata, seconds: npt.NDArray[np.float64], peaks: Peaks) ->
             kind, precision = operators[name].kind, operators[name].executed
         else:
             name = f"{name} → {reader or 'output'}"
-        time = float(np.median(seconds[:, indices].sum(axis=1)))
+        time = float(times[indices].sum())
         rows.append(_row(name, kind, precision, calls, time, peaks, constants))
     return rows
 
@@ -160,8 +162,7 @@ def _row(
     compute, memory = sum(b.compute for b in bounds), sum(b.memory for b in bounds)
     macs = sum(call.macs for call in calls)
     moved = sum(call.constant_bytes + call.input_bytes + call.output_bytes for call in calls)
-    # A kernel quicker than the clock can tell has no rate.
-    rate = 1.0 / time if time > 0.0 else 0.0
+    rate = 1.0 / time
     return ProfileRow(
         name=name,
         kind=kind,

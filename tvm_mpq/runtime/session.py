@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from tvm_mpq.cpu import cpu_features
 from tvm_mpq.errors import MpqError
 from tvm_mpq.runtime.package import Package
 from tvm_mpq.runtime.threads import check_threads, run_with_threads
-from tvm_mpq.runtime.tracer import Tracer, tensors
+from tvm_mpq.runtime.tracer import Tracer, tensors, time_whole
 
 Array = npt.NDArray[Any]
 
@@ -80,7 +79,9 @@ class Session:
         """
         check_repeat(repeat)
         arrays = self._checked(inputs)
-        return run_with_threads(self.threads, lambda: self._time(arrays, repeat, warmup))
+        return run_with_threads(
+            self.threads, lambda: time_whole(self._machine, tensors(arrays), repeat, warmup)
+        )
 
     def tracer(self) -> Tracer:
         """A second copy of the network, whose every kernel call can be timed; this one stays undisturbed."""
@@ -90,17 +91,6 @@ class Session:
         result = self._machine["main"](*tensors(arrays))
         single = len(self.package.metadata.outputs) == 1 and hasattr(result, "numpy")
         return [tensor.numpy() for tensor in ([result] if single else result)]
-
-    def _time(self, arrays: list[Array], repeat: int, warmup: int) -> npt.NDArray[np.float64]:
-        main, arguments = self._machine["main"], tensors(arrays)
-        for _ in range(warmup):
-            main(*arguments)
-        seconds = np.empty(repeat)
-        for i in range(repeat):
-            start = time.perf_counter()
-            main(*arguments)
-            seconds[i] = time.perf_counter() - start
-        return seconds
 
     def _checked(self, inputs: Mapping[str, Array] | Array) -> list[Array]:
         """The arrays in the network's order, of its shapes and dtypes."""

@@ -80,3 +80,25 @@ def tensors(arrays: list[Array]) -> list[Any]:
     import tvm
 
     return [tvm.runtime.tensor(array) for array in arrays]
+
+
+def time_whole(machine: Any, arguments: list[Any], repeat: int, warmup: int) -> npt.NDArray[np.float64]:
+    """Seconds of ``repeat`` runs of a machine that has no instrument, float64 [repeat], after ``warmup`` more."""
+    main = machine["main"]
+    for _ in range(warmup):
+        main(*arguments)
+    seconds = np.empty(repeat)
+    for i in range(repeat):
+        start = time.perf_counter()
+        main(*arguments)
+        seconds[i] = time.perf_counter() - start
+    return seconds
+
+
+def typical(seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Seconds of each call, float64 [calls], of many runs' [runs, calls]: medians that add up to the median run.
+
+    A call is now and then late and never early, so that medians alone add up to less than a run takes.
+    """
+    medians = np.median(seconds, axis=0)
+    return np.asarray(medians * (np.median(seconds.sum(axis=1)) / medians.sum()), np.float64)

@@ -1,0 +1,77 @@
+"""``tvm-mpq costs``: the latency of every operator at every precision, and of every boundary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tvm_mpq.cli.console import progress_bar, stdout
+from tvm_mpq.cli.options import ThreadsOption, check_output_file, parse_input_shapes
+
+
+def costs(
+    model: Annotated[Path, typer.Argument(help="The network.", metavar="MODEL.onnx")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The cost table to write, as JSON.")
+    ],
+    target: Annotated[
+        str, typer.Option(metavar="NAME", help="A name of 'tvm-mpq targets', or a target's .toml file.")
+    ] = "host",
+    precisions: Annotated[
+        str, typer.Option(metavar="P[,P…]", help="The candidates; fp32 is always one.")
+    ] = "w8a8",
+    threads: ThreadsOption = 1,
+    modelled: Annotated[
+        bool, typer.Option("--modelled", help="A roofline model from the target's file; nothing is run.")
+    ] = False,
+    checks: Annotated[
+        int, typer.Option(metavar="N", help="Random mixed plans to measure as a check of the table.")
+    ] = 3,
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where measured kernels are kept; the user's cache by default."),
+    ] = None,
+    input_shape: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:1,3,224,224", help="The shape of an input; may be given for each."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the random plans.")] = 0,
+) -> None:
+    """Measure what each operator costs at each precision on this machine, for the search to choose by."""
+    check_output_file("--output", output)
+    shapes = parse_input_shapes(input_shape or [])
+    from tvm_mpq.cli.cost_table import check_lines, cost_table
+    from tvm_mpq.cost.measure import measure_costs
+    from tvm_mpq.cost.modelled import model_costs
+    from tvm_mpq.cost.store import default_cache
+    from tvm_mpq.files import sha256
+    from tvm_mpq.frontend import import_onnx
+    from tvm_mpq.precision import Precision
+    from tvm_mpq.target import load_target
+
+    machine = load_target(target)
+    chosen = [Precision.parse(text.strip()) for text in precisions.split(",")]
+    mod = import_onnx(model, shapes or None)
+    digest = sha256(model.read_bytes())
+    if modelled:
+        table = model_costs(mod, machine, chosen, model_sha256=digest, threads=threads)
+    else:
+        with progress_bar() as progress:
+            table = measure_costs(
+                mod,
+                machine,
+                chosen,
+                model_sha256=digest,
+                threads=threads,
+                cache=cache or default_cache(),
+                checks=checks,
+                seed=seed,
+                progress=progress,
+            )
+    table.save(output)
+    console = stdout()
+    console.print(cost_table(table))
+    for line in check_lines(table):
+        console.print(line, markup=False, soft_wrap=True)
