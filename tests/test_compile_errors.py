@@ -277,10 +277,10 @@ def test_a_precision_without_kernels_on_the_target(fails) -> None:
         fails(*CALIBRATED, "--precision", "w8g32a8")
         == f"the target host has no kernels for w8g32a8: use {known}"
     )
-    plan = '{"schema_version": 1, "operators": {"conv": "bf16", "pool": "w8a8", "flat": "w8a8", "logits": "w8a8"}}'
+    plan = '{"schema_version": 1, "operators": {"conv": "w4a16", "pool": "w8a8", "flat": "w8a8", "logits": "w8a8"}}'
     Path("plan.json").write_text(plan)
     assert (
-        fails(*CALIBRATED, "--plan", "plan.json") == f"the target host has no kernels for bf16: use {known}"
+        fails(*CALIBRATED, "--plan", "plan.json") == f"the target host has no kernels for w4a16: use {known}"
     )
 
 

@@ -425,7 +425,7 @@ def test_plans_must_name_the_networks_operators() -> None:
         AnnotatePrecision(PrecisionPlan({**network.plan().operators, "stemm": W8A8}))(network.mod)
 
 
-@pytest.mark.parametrize("precision", ["w4g32a32", "fp16"])
+@pytest.mark.parametrize("precision", ["w4g32a16", "w8a16"])
 def test_precisions_without_kernels_are_said_to_run_in_fp32(precision: str) -> None:
     network = prepared(branches)
     found = records(AnnotatePrecision(network.plan(others={"project": precision}))(network.mod))

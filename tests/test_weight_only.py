@@ -1,26 +1,33 @@
-"""Float activations with integer weights: kernels and compiled networks against float64, and what they store."""
+"""Float activations with smaller weights: kernels and compiled networks against float64, and what they store."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from frontend_networks import network, weights
+from frontend_networks import network, run_reference, weights
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_runner import TARGETS, require, run
-from small_networks import node
+from kernel_runner import TARGETS, require, run, target_of
+from small_networks import image_network, kernel, node, prepare, prepared, runner
+from tvm import te
 
 from tvm_mpq.compiler import compile_model
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
+from tvm_mpq.kernels.narrow_weights import widened
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.kernels.weight_only import BLOCK, WeightOnlyTile
 from tvm_mpq.kernels.weight_only_program import weight_only
+from tvm_mpq.precision import Precision
+from tvm_mpq.quantization.half import from_half, holds, to_half
 from tvm_mpq.quantization.rounding import round_to_nearest
 from tvm_mpq.quantization.weights import QuantizedWeights, largest_code, largest_multiplier
 from tvm_mpq.runtime.session import Session
+from tvm_mpq.transform import attributes as attr
+from tvm_mpq.transform.annotate import WEIGHTED_KINDS
 from tvm_mpq.transform.lower_weight_only import packed_constants
 
 INSTRUCTIONS = pytest.mark.parametrize("instruction", list(TARGETS))
@@ -156,42 +163,144 @@ def mlp() -> onnx.ModelProto:
     return network(nodes, {"x": [1, 5, 72]}, ["y"], constants)
 
 
-def dequantized(model: onnx.ModelProto, bits: int, group: int) -> onnx.ModelProto:
-    """The same network with every matrix of its weights rounded."""
+def images() -> onnx.ModelProto:
+    """Convolutions that take Winograd's algorithm, strided, grouped, depthwise, 1×1 and transposed; a matrix."""
+    nodes = [
+        node("Conv", "x w1 b1", "wide", pads=[1, 1, 1, 1]),
+        node("Relu", "wide", "wide_r"),
+        node("Conv", "wide_r w2 b2", "again", pads=[1, 1, 1, 1]),
+        node("Conv", "again w3", "depth", group=64, pads=[2, 2, 2, 2]),
+        node("Conv", "depth w4", "grouped", group=4, strides=[2, 2], dilations=[2, 1]),
+        node("Conv", "grouped w5 b5", "point"),
+        node("ConvTranspose", "point w6", "back", strides=[2, 2]),
+        node("GlobalAveragePool", "back", "gap"),
+        node("Flatten", "gap", "flat"),
+        node("Gemm", "flat w7 b7", "y"),
+    ]
+    constants = {
+        "w1": kernel(64, 5, 3, 3, 1),
+        "b1": weights(64, seed=2),
+        "w2": kernel(64, 64, 3, 3, 3),
+        "b2": weights(64, seed=4),
+        "w3": kernel(64, 1, 5, 5, 5),
+        "w4": kernel(36, 16, 3, 3, 6),
+        "w5": kernel(40, 36, 1, 1, 7),
+        "b5": weights(40, seed=8),
+        "w6": kernel(40, 12, 2, 2, 9),
+        "w7": weights(12, 6, seed=10, scale=0.3),
+        "b7": weights(6, seed=11),
+    }
+    return network(nodes, {"x": [1, 5, 34, 32]}, ["y", "back"], constants)
+
+
+def stored(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
+    """The same network in float, its weights those that ``precision`` stores."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
+    (transposed,) = [n.input[1] for n in model.graph.node if n.op_type == "ConvTranspose"] or [""]
     for tensor in result.graph.initializer:
-        value = onnx.numpy_helper.to_array(tensor)
-        if value.ndim == 2:
-            real = round_to_nearest(np.ascontiguousarray(value.T)[:, :, None, None], bits, group).real
-            tensor.CopyFrom(onnx.numpy_helper.from_array(real[:, :, 0, 0].T, tensor.name))
+        w = onnx.numpy_helper.to_array(tensor)
+        if w.ndim == 1:
+            continue
+        if precision.floating is not None:
+            w = from_half(to_half(w, precision.floating))
+        elif w.ndim == 2:
+            w = rounded(w.T[:, :, None, None], precision)[:, :, 0, 0].T
+        elif tensor.name == transposed:
+            # Each of its taps is an output channel of its own (see quantization.phases).
+            channels, outputs = w.shape[:2]
+            phases = rounded(w.transpose(2, 3, 1, 0).reshape(-1, channels, 1, 1), precision)
+            w = phases.reshape(2, 2, outputs, channels).transpose(3, 2, 0, 1)
+        else:
+            w = rounded(w, precision)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(w), tensor.name))
     return result
 
 
-def reference(model: onnx.ModelProto, **feeds: np.ndarray) -> list[np.ndarray]:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, feeds)
+def rounded(w: np.ndarray, precision: Precision) -> np.ndarray:
+    return round_to_nearest(np.ascontiguousarray(w), precision.weight_bits, precision.group).real
 
 
 @pytest.mark.parametrize(
-    ("precision", "bits", "group"),
-    [("w4g32a32", 4, 32), ("w4a32", 4, 0), ("w2g32a32", 2, 32), ("w3g64a32", 3, 64)],
+    ("instruction", "make", "name"),
+    [
+        ("generic", mlp, "w4g32a32"),
+        ("generic", images, "fp16"),
+        ("avx2", mlp, "w2g32a32"),
+        ("avx2", mlp, "w5g32a32"),
+        ("avx2", images, "w4g32a32"),
+        ("avx2", images, "w8a32"),
+        ("avx2", images, "fp16"),
+        ("avx2", images, "bf16"),
+    ],
 )
-def test_networks_compute_with_the_rounded_weights(tmp_path: Path, precision, bits, group):
-    """Without calibration, into a package, against ONNX Runtime on the same weights in float."""
+def test_networks_compute_in_float_with_the_weights_they_store(instruction: str, make, name: str) -> None:
+    """Against ONNX Runtime on the rounded weights: nothing else may be rounded."""
+    require(instruction)
+    model, target = make(), target_of(instruction)
+    small = prepared(make)
+    annotated = small.annotate(small.plan(name))
+    executed = {attr.text(f, attr.KIND): attr.text(f, attr.PRECISION) for _, f, _ in attr.calls(annotated)}
+    assert {executed[kind] for kind in executed if kind in WEIGHTED_KINDS} == {name}
+    lowered = small.lower(annotated, target)
+    kernels = [variable.name_hint for variable, _ in lowered.functions_items()]
+    assert any("winograd" in kernel for kernel in kernels) == (make is images)
+    found = runner(lowered, target)(*small.feeds().values())
+    for ours, expected in zip(
+        found, run_reference(stored(model, Precision.parse(name)), small.feeds()), strict=True
+    ):
+        np.testing.assert_allclose(ours, expected, atol=4e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "share"), [("w4g32a32", 0.27), ("w4a32", 0.26), ("w8a32", 0.3), ("fp16", 0.55)]
+)
+def test_packages_need_no_samples_and_store_small_weights(tmp_path: Path, name: str, share: float) -> None:
     onnx.save(mlp(), tmp_path / "mlp.onnx")
     package = compile_model(
-        tmp_path / "mlp.onnx", precision=precision, output=tmp_path / "mlp.tar", baseline=False
+        tmp_path / "mlp.onnx", precision=name, output=tmp_path / "mlp.tar", baseline=False
     )
-    executed = {record.name: record.executed for record in package.metadata.operators}
-    assert [executed[name] for name in ("up", "down", "y")] == [precision] * 3
-    assert executed["joined"] == "fp32"
-    (reason,) = [r.reason for r in package.metadata.operators if r.name == "joined"]
-    assert reason == "add has no weights"
+    records = {record.name: record for record in package.metadata.operators}
+    assert [records[n].executed for n in ("up", "down", "y")] == [name] * 3
+    assert (records["joined"].executed, records["joined"].reason) == ("fp32", "add has no weights")
     x = np.random.default_rng(0).standard_normal((1, 5, 72)).astype(np.float32)
     (found,) = Session(package).run({"x": x})
-    (expected,) = reference(dequantized(mlp(), bits, group), x=x)
-    np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max())
-    assert package.metadata.storage.weights < 0.4 * package.metadata.storage.weights_fp32
+    (expected,) = run_reference(stored(mlp(), Precision.parse(name)), {"x": x})
+    np.testing.assert_allclose(found, expected, atol=4e-6 * np.abs(expected).max())
+    assert package.metadata.storage.weights < share * package.metadata.storage.weights_fp32
+
+
+def test_weights_that_half_floats_cannot_hold_stay_in_fp32() -> None:
+    large = kernel(4, 4, 3, 3, 1)
+    large[2, 1, 0, 0] = 65520.0
+    small = prepare(image_network([node("Conv", "x w", "y")], ["y"], w=large))
+    (record,) = [f for _, f, _ in attr.calls(small.annotate(small.plan("fp16")))]
+    assert attr.text(record, attr.PRECISION) == "fp32"
+    assert attr.text(record, attr.REASON) == "fp16 holds no weights as large as 65520"
+    (record,) = [f for _, f, _ in attr.calls(small.annotate(small.plan("bf16")))]
+    assert attr.text(record, attr.PRECISION) == "bf16"
+
+
+@given(
+    bits=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50),
+    dtype=st.sampled_from(["float16", "bfloat16"]),
+)
+@settings(max_examples=200, deadline=None)
+def test_half_floats_are_the_nearest(bits: list[int], dtype: str) -> None:
+    w = np.array(bits, np.uint32).view(np.float32)
+    w = w[np.isfinite(w)]
+    w = w[[holds(dtype, each) for each in w[:, None]]]
+    expected = w.astype(dtype if dtype == "float16" else ml_dtypes.bfloat16).astype(np.float32)
+    assert np.isfinite(expected).all()
+    np.testing.assert_array_equal(from_half(to_half(w, dtype)), expected)
+
+
+def test_every_half_float_is_widened_exactly() -> None:
+    """By arithmetic, where the processor has no instruction for it."""
+    bits = np.arange(2**16, dtype=np.uint16)
+    halves = bits.view(np.float16).astype(np.float32)
+    x = te.placeholder((2**16,), "uint16", "x")
+    y = te.compute((2**16,), lambda i: widened(x[i], "float16_bits"), "y")
+    found = run(te.create_prim_func([x, y]), "generic", bits)
+    finite = np.isfinite(halves)
+    np.testing.assert_array_equal(found[finite], halves[finite])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from tvm_mpq.build import build, constant_bytes
 from tvm_mpq.calibration import calibrate
 from tvm_mpq.cost.calls import kernel_calls
 from tvm_mpq.dataset import Dataset, open_dataset
-from tvm_mpq.errors import MpqError
+from tvm_mpq.errors import MpqError, MpqWarning
 from tvm_mpq.files import sha256
 from tvm_mpq.frontend import import_onnx, io_specs, operators
 from tvm_mpq.linker import link_executable
@@ -25,6 +26,7 @@ from tvm_mpq.target import Target, host_target, load_target
 from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.assign_grids import TensorRanges
 from tvm_mpq.transform.pipeline import Pipeline
+from tvm_mpq.tuning.lookup import TunedTiles, tuned_tiles
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ def compile_model(
     dump_ir: str | Path | None = None,
     preprocess: Preprocess | None = None,
     baseline: bool = True,
+    tuning_logs: str | Path | None = None,
+    threads: int = 1,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Package:
@@ -57,10 +61,12 @@ def compile_model(
 
     ``calibration`` (a path or an open data set, of which ``samples`` are used) is needed as soon as one operator is
     w8a8. With ``output`` the package is written there and, with ``baseline``, the fp32 package beside it as
-    ``<output>.fp32.tar``. ``dump_ir`` is a folder that gets the module after each pass. Raises MpqError for everything
-    that a user can mend.
+    ``<output>.fp32.tar``. ``dump_ir`` is a folder that gets the module after each pass. Kernels get the tiles that the
+    logs under ``tuning_logs`` (by default those that come with tvm_mpq) know for ``threads`` threads; what was left out
+    of them is an MpqWarning. Raises MpqError for everything that a user can mend.
     """
     machine = target if isinstance(target, Target) else load_target(target)
+    tiles = tuned_tiles(machine, tuning_logs, threads)
     mod = import_onnx(model, input_shapes)
     names = [operator.name for operator in operators(mod)]
     chosen = PrecisionPlan.uniform(names, Precision.parse(precision)) if plan is None else plan
@@ -79,7 +85,7 @@ def compile_model(
         information = CalibrationInfo(observer, len(dataset), seed)
         digest = dataset.content_hash()
 
-    job = _Job(mod, Path(model), machine, ranges)
+    job = _Job(mod, Path(model), machine, ranges, tiles)
     package = job.package(chosen, information, digest, None if dump_ir is None else Path(dump_ir))
     all_float = all(value == FP32 for value in chosen.operators.values())
     if baseline and output is not None and not all_float:
@@ -90,6 +96,8 @@ def compile_model(
         reference.save(path)
     if output is not None:
         package.save(output)
+    for note in tiles.notes:
+        warnings.warn(note, MpqWarning, stacklevel=2)
     return package
 
 
@@ -101,6 +109,7 @@ class _Job:
     model: Path
     target: Target
     ranges: TensorRanges
+    tiles: TunedTiles
 
     def package(
         self,
@@ -109,7 +118,7 @@ class _Job:
         calibration_sha256: str | None,
         dump_ir: Path | None,
     ) -> Package:
-        pipeline = Pipeline(plan, self.ranges, self.target.instruction, dump_ir)
+        pipeline = Pipeline(plan, self.ranges, self.target.instruction, dump_ir, tiles=self.tiles)
         annotated = pipeline.annotate(self.mod)
         lowered = pipeline.lower(annotated)
         built = build(lowered, self.target)

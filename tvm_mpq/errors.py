@@ -1,4 +1,4 @@
-"""The one exception for what a user can cause and mend."""
+"""The one exception for what a user can cause and mend, and the one warning."""
 
 
 class MpqError(Exception):
@@ -6,3 +6,7 @@ class MpqError(Exception):
 
     The command line prints it and ends with exit code 2; Python callers may catch it.
     """
+
+
+class MpqWarning(UserWarning):
+    """Something a user may want to know of, and that stops nothing; the command line prints it as a note."""

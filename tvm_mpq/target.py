@@ -37,7 +37,9 @@ KERNEL_PRECISIONS = (
     "fp32", "w8a8",
     *(f"w{bits}a8" for bits in range(7, 1, -1)),
     *(f"w{bits}{ANY_GROUP}a8" for bits in range(7, 1, -1)),
-    "w4a32", "w3a32", "w2a32", "w4g*a32", "w3g*a32", "w2g*a32",
+    *(f"w{bits}a32" for bits in range(8, 1, -1)),
+    *(f"w{bits}{ANY_GROUP}a32" for bits in range(7, 1, -1)),
+    "fp16", "bf16",
 )  # fmt: skip
 """What the kernels know on every instruction set."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import TextIO
 
 import typer
 
@@ -12,7 +14,8 @@ from tvm_mpq.cli.compile import compile_command
 from tvm_mpq.cli.costs import costs
 from tvm_mpq.cli.run import run
 from tvm_mpq.cli.targets import targets
-from tvm_mpq.errors import MpqError
+from tvm_mpq.cli.tune import tune
+from tvm_mpq.errors import MpqError, MpqWarning
 
 __all__ = ["main"]
 
@@ -31,6 +34,7 @@ def _app() -> typer.Typer:
     app.command("compile")(compile_command)
     app.command("run")(run)
     app.command("benchmark")(benchmark)
+    app.command("tune")(tune)
     app.command("costs")(costs)
     app.command("targets")(targets)
     return app
@@ -43,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = _app()(args, prog_name="tvm-mpq", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            warnings.simplefilter("always", MpqWarning)
+            code = _app()(args, prog_name="tvm-mpq", standalone_mode=False)
     except MpqError as error:
         return _fail(str(error))
     except typer.TyperException as error:
@@ -52,6 +59,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     return code if isinstance(code, int) else 0
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print("note:" if isinstance(message, MpqWarning) else "warning:", message, file=sys.stderr)
 
 
 def _fail(message: str) -> int:

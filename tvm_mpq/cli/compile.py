@@ -53,6 +53,15 @@ def compile_command(
     baseline: Annotated[
         bool, typer.Option("--baseline/--no-baseline", help="Also compile the fp32 package to compare with.")
     ] = True,
+    tuning_logs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Use what 'tvm-mpq tune' logged there.", show_default="what comes along"
+        ),
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(metavar="N", help="Threads that it will run with: chooses the tuned tiles.")
+    ] = 1,
     seed: Annotated[
         int, typer.Option(help="Recorded in the package; compiling draws nothing at random.")
     ] = 0,
@@ -85,6 +94,8 @@ def compile_command(
             dump_ir=dump_ir,
             preprocess=Preprocess(resize=resize, mean=means, scale=scales),
             baseline=baseline,
+            tuning_logs=tuning_logs,
+            threads=threads,
             seed=seed,
             progress=progress,
         )

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from tvm_mpq.runtime.metadata import OperatorRecord
 from tvm_mpq.runtime.result import LossResult, Result
+from tvm_mpq.tuning.result import TuningResult
 
 
 def bytes_text(count: int) -> str:
@@ -53,8 +54,36 @@ def result_table(name: str, result: Result) -> Table:
     return table
 
 
+def tuning_table(result: TuningResult) -> Table:
+    """Every kernel's time by default and tuned, what takes longest first, and each plan's total."""
+    title = f"Tuning: {result.threads} thread(s), {result.seconds / 60:.1f} min"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("kernel", overflow="fold")
+    for column in ("calls", "default", "tuned", "faster", "trials"):
+        table.add_column(column, justify="right")
+    for plan in dict.fromkeys(kernel.plan for kernel in result.kernels):
+        mine = [kernel for kernel in result.kernels if kernel.plan == plan]
+        for kernel in sorted(mine, key=lambda k: -k.count * k.default_seconds):
+            tuned = (_ms(1e3 * kernel.seconds), f"× {kernel.ratio:.2f}") if kernel.tuned else ("–", "–")
+            default = _ms(1e3 * kernel.default_seconds)
+            table.add_row(kernel.name, str(kernel.count), default, *tuned, str(kernel.trials))
+        default_total, total = result.totals(plan)
+        ratio = f"× {default_total / total:.3f}" if total else "–"
+        table.add_row(
+            f"{plan}: all calls",
+            str(sum(kernel.count for kernel in mine)),
+            _ms(1e3 * default_total),
+            _ms(1e3 * total),
+            ratio,
+            str(sum(kernel.trials for kernel in mine)),
+            style="bold",
+            end_section=True,
+        )
+    return table
+
+
 def verdict(result: Result) -> list[str]:
-    """What the table leaves to say: no baseline, a package slower than fp32, what resident means."""
+    """What the table leaves to say: no baseline, slower than fp32, kernels untuned, what resident means."""
     lines = []
     if result.baseline is None:
         lines.append(f"No comparison with fp32: {result.baseline_reason}.")
@@ -64,6 +93,14 @@ def verdict(result: Result) -> list[str]:
             f"SLOWER THAN FP32: the package takes {ours / theirs:.2f} times as long "
             f"({ours:.3f} ms against {theirs:.3f} ms)."
         )
+    untuned = result.tiles.untuned
+    if untuned:
+        lines.append(
+            f"Tiles: {result.tiles.tuned} kernels tuned, {len(untuned)} not: {', '.join(untuned)}. "
+            "'tvm-mpq tune' tunes them."
+        )
+    elif result.tiles.tuned:
+        lines.append(f"Tiles: all {result.tiles.tuned} kernels tuned.")
     lines.append("resident: growth of memory in a fresh process from loading to after the first run.")
     return lines
 

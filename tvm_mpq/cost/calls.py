@@ -48,6 +48,7 @@ class _Call:
     constant_bytes: int
     input_bytes: int
     output_bytes: int
+    tile: str
 
     @classmethod
     def of(cls, mod: IRModule, call: relax.Call) -> _Call:
@@ -67,6 +68,7 @@ class _Call:
             sum(_bytes(a.ty) for a in constants),
             sum(_bytes(a.ty) for a in inputs),
             _bytes(call.ty_args[0]),
+            attr.text(mod[variable], attr.TILE),
         )
 
     def owned(self, role: str, operator: str, reader: str) -> KernelCall:
@@ -81,6 +83,7 @@ class _Call:
             self.constant_bytes,
             self.input_bytes,
             self.output_bytes,
+            self.tile,
         )
 
 

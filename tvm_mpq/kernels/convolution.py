@@ -22,6 +22,7 @@ from tvm import te, tirx
 from tvm.tirx import Expr, PrimFunc
 
 from tvm_mpq.kernels.intrinsic import Intrinsic
+from tvm_mpq.kernels.narrow_weights import stored_dtype, widened
 from tvm_mpq.kernels.requantize import requantize
 from tvm_mpq.kernels.tensor_intrinsics import nibble
 
@@ -119,16 +120,16 @@ def convolution(
     """The definition as a PrimFunc with blocks ``padded``, ``stage``, ``acc``, ``finished`` and ``out``, unscheduled.
 
     Parameters, in order: x [N·H·W, C] of ``in_dtype``; packed weights; factors int8 where the intrinsic multiplies
-    each ``weight_group`` of the reduction by one; bias [groups, blocks, lanes] of the accumulator's dtype; for integers
-    multiplier [groups, blocks, lanes] float32 and grid int32[2] (input and output zero-point); then the output
-    [rows, out_channels]. ``row_tile``: rows are padded to a multiple of it inside.
+    each ``weight_group`` of the reduction by one; bias [groups, blocks, lanes] of the accumulator's dtype; for int8
+    weights multiplier [groups, blocks, lanes] float32, and for integer inputs grid int32[2] (input and output
+    zero-point); then the output [rows, out_channels]. ``row_tile``: rows are padded to a multiple of it inside.
     """
     integer = in_dtype == "uint8"
     x = te.placeholder((shape.batch * shape.height * shape.width, shape.in_channels), in_dtype, "x")
     weight_shape = packed_weight_shape(shape, intrinsic)
     groups, blocks, steps, _, lanes, per_word = weight_shape
     group = intrinsic.group
-    weight = te.placeholder(weight_shape, intrinsic.weight, "weight")
+    weight = te.placeholder(weight_shape, stored_dtype(intrinsic.weight), "weight")
     channel_shape = (groups, blocks, lanes)
     bias = te.placeholder(channel_shape, intrinsic.accumulator, "bias")
     multiplier = te.placeholder(channel_shape, "float32", "multiplier")
@@ -148,7 +149,8 @@ def convolution(
             return nibble(weight[g, n, k, inner // (2 * per_word), lane, inner % per_word], inner // per_word)
         word = inner // per_word if intrinsic.words > 1 else 0
         within = inner % per_word if intrinsic.words > 1 else inner
-        return weight[g, n, k, word, lane, within].astype(intrinsic.accumulator)
+        value = weight[g, n, k, word, lane, within]
+        return value.astype("int32") if integer else widened(value, intrinsic.weight)
 
     def product(g: Expr, m: Expr, n: Expr, lane: Expr) -> Expr:
         value = stage[g, m, k * group + inner].astype(intrinsic.accumulator) * code(g, n, lane)
@@ -161,9 +163,12 @@ def convolution(
     acc = te.compute((groups, rows, blocks, lanes), product, "acc")
 
     def finish(g: Expr, m: Expr, n: Expr, lane: Expr) -> Expr:
-        value = acc[g, m, n, lane] + bias[g, n, lane]
         if not integer:
-            return activate(value, out)
+            scaled = acc[g, m, n, lane]
+            if intrinsic.weight == "int8":
+                scaled = scaled * multiplier[g, n, lane]
+            return activate(scaled + bias[g, n, lane], out)
+        value = acc[g, m, n, lane] + bias[g, n, lane]
         if out.dtype == "uint8":
             return requantize(value, multiplier[g, n, lane], grid[1])
         return activate(value.astype("float32") * multiplier[g, n, lane], out)
@@ -177,7 +182,7 @@ def convolution(
 
     result = te.compute((shape.rows, shape.out_channels), at, "out")
     factors = [] if factor is None else [factor]
-    scales = [multiplier, grid] if integer else []
+    scales = [multiplier, grid] if integer else [multiplier] if intrinsic.weight == "int8" else []
     return te.create_prim_func([x, weight, *factors, bias, *scales, result])
 
 

@@ -8,6 +8,7 @@ multiplied as it is: the constant that the zero-point adds is folded into the bi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tvm import IRModule, te, tirx
@@ -15,7 +16,10 @@ from tvm.s_tir import Schedule
 from tvm.tirx import Expr, PrimFunc
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, activate, padded_input
+from tvm_mpq.kernels.intrinsic import Intrinsic
+from tvm_mpq.kernels.narrow_weights import stored_dtype, widened
 from tvm_mpq.kernels.requantize import requantize
+from tvm_mpq.kernels.tiles import shared_evenly
 
 _STAGE_BYTES = {"float32": 48 * 1024, "uint8": 160 * 1024}
 """Cache for a task's padded input. A row of few 8-bit channels is copied slowly, so that they take more of it."""
@@ -34,17 +38,20 @@ class DepthwiseTile:
     channels: int
 
 
-def depthwise(shape: ConvolutionShape, in_dtype: str, out: Output) -> PrimFunc:
+def depthwise(shape: ConvolutionShape, in_dtype: str, out: Output, float_weight: str = "float32") -> PrimFunc:
     """The definition with blocks ``padded``, ``acc`` and ``out``.
 
-    Parameters: x [N·H·W, C]; weight [R, S, K] int8 or float32; bias [K]; for integers multiplier [K] float32 and grid
-    int32[2] (input and output zero-point); then the output [rows, K].
+    Parameters: x [N·H·W, C]; weight [R, S, K] int8, or for floats what ``float_weight`` names (see
+    ``narrow_weights``); bias [K]; for int8 weights multiplier [K] float32, and for integer inputs grid int32[2] (input
+    and output zero-point); then the output [rows, K].
     """
     integer = in_dtype == "uint8"
     accumulator = "int32" if integer else "float32"
     x = te.placeholder((shape.batch * shape.height * shape.width, shape.in_channels), in_dtype, "x")
     channels = shape.out_channels
-    weight = te.placeholder((*shape.kernel, channels), "int8" if integer else "float32", "weight")
+    weight = te.placeholder(
+        (*shape.kernel, channels), "int8" if integer else stored_dtype(float_weight), "weight"
+    )
     bias = te.placeholder((channels,), accumulator, "bias")
     multiplier = te.placeholder((channels,), "float32", "multiplier")
     grid = te.placeholder((2,), "int32", "grid")
@@ -63,22 +70,25 @@ def depthwise(shape: ConvolutionShape, in_dtype: str, out: Output) -> PrimFunc:
             w * shape.stride[1] + s * shape.dilation[1],
             k if expansion == 1 else k // expansion,
         ]
-        return te.sum(value.astype(accumulator) * weight[r, s, k].astype(accumulator), axis=[r, s])
+        tap = weight[r, s, k]
+        tap = tap.astype("int32") if integer else widened(tap, float_weight)
+        return te.sum(value.astype(accumulator) * tap, axis=[r, s])
 
     acc = te.compute(dims, product, "acc")
 
     def finish(n: Expr, h: Expr, w: Expr, k: Expr) -> Expr:
-        value = acc[n, h, w, k] + bias[k]
         if not integer:
-            return activate(value, out)
+            scaled = acc[n, h, w, k] * multiplier[k] if float_weight == "int8" else acc[n, h, w, k]
+            return activate(scaled + bias[k], out)
+        value = acc[n, h, w, k] + bias[k]
         if out.dtype == "uint8":
             return requantize(value, multiplier[k], grid[1])
         return activate(value.astype("float32") * multiplier[k], out)
 
     finished = te.compute(dims, finish, "finished")
     result = pixels(finished, "out")
-    parameters = [x, weight, bias, multiplier, grid, result] if integer else [x, weight, bias, result]
-    return te.create_prim_func(parameters)
+    scales = [multiplier, grid] if integer else [multiplier] if float_weight == "int8" else []
+    return te.create_prim_func([x, weight, bias, *scales, result])
 
 
 def pixels(tensor: te.Tensor, name: str) -> te.Tensor:
@@ -104,9 +114,7 @@ def default_depthwise_tile(
         vector = vector_width(shape.out_channels, lanes)
         columns = max(c for c in range(1, 9) if width % c == 0)
     rows = task_rows(shape)
-    staged_rows = (rows - 1) * shape.stride[0] + shape.dilation[0] * (shape.kernel[0] - 1) + 1
-    item = 4 if in_dtype == "float32" else 1
-    line = staged_rows * (shape.width + shape.padding[1] + shape.padding[3]) * item
+    line = channel_bytes(shape, rows, in_dtype)
     blocks = shape.out_channels // vector
     fitting = [
         d for d in range(1, blocks + 1) if blocks % d == 0 and d * vector * line <= _STAGE_BYTES[in_dtype]
@@ -115,6 +123,47 @@ def default_depthwise_tile(
     # Blocks of all row tasks laid end to end: a task takes ``size`` of one row task's.
     size = min(fitting or [1], key=lambda d: (-(-row_tasks * (blocks // d) // threads) * d, -d))
     return DepthwiseTile(columns, vector, rows, vector * size)
+
+
+def channel_bytes(shape: ConvolutionShape, rows: int, in_dtype: str) -> int:
+    """Bytes of one channel of a task's padded input."""
+    staged_rows = (rows - 1) * shape.stride[0] + shape.dilation[0] * (shape.kernel[0] - 1) + 1
+    item = 4 if in_dtype == "float32" else 1
+    return staged_rows * (shape.width + shape.padding[1] + shape.padding[3]) * item
+
+
+def depthwise_tiles(shape: ConvolutionShape, row: Intrinsic, in_dtype: str) -> list[DepthwiseTile]:
+    """Every tile of the template worth trying: its results fit the registers, its tasks the cache and two threads.
+
+    ``row`` is the instruction set's row for floats.
+    """
+    return shared_evenly(_depthwise_tiles(shape, row, in_dtype))
+
+
+def _depthwise_tiles(
+    shape: ConvolutionShape, row: Intrinsic, in_dtype: str
+) -> Iterator[tuple[int, DepthwiseTile]]:
+    """Each tile with the number of its tasks."""
+    channels, lanes = shape.out_channels, row.lanes
+    vectors = [v for v in (lanes // 2, lanes, 2 * lanes, 4 * lanes) if v >= 4 and channels % v == 0]
+    for vector in vectors or [vector_width(channels, lanes)]:
+        for columns in _divisors(shape.out_width):
+            if columns * -(-vector // lanes) > row.registers - 2:
+                continue
+            for rows in _divisors(shape.out_height):
+                line = channel_bytes(shape, rows, in_dtype)
+                row_tasks = shape.batch * shape.out_height // rows
+                for size in _divisors(channels // vector):
+                    if size == 1 or size * vector * line <= _MOST_STAGE_BYTES:
+                        tasks = row_tasks * (channels // vector // size)
+                        yield tasks, DepthwiseTile(columns, vector, rows, vector * size)
+
+
+def _divisors(value: int) -> list[int]:
+    return [d for d in range(1, value + 1) if value % d == 0]
+
+
+_MOST_STAGE_BYTES = 2**19
 
 
 def vector_width(channels: int, lanes: int) -> int:

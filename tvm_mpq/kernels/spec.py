@@ -4,22 +4,44 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from tvm.tirx import PrimFunc
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, convolution
-from tvm_mpq.kernels.depthwise import default_depthwise_tile, depthwise, schedule_depthwise
+from tvm_mpq.kernels.depthwise import (
+    DepthwiseTile,
+    default_depthwise_tile,
+    depthwise,
+    depthwise_tiles,
+    schedule_depthwise,
+)
 from tvm_mpq.kernels.intrinsic import FLOAT, Intrinsic, intrinsic, narrow_intrinsic, winograd_intrinsic
 from tvm_mpq.kernels.schedule_convolution import schedule_convolution
-from tvm_mpq.kernels.tiles import default_convolution_tile
-from tvm_mpq.kernels.weight_only import WeightOnlyGeometry, default_weight_only_tile
+from tvm_mpq.kernels.tiles import ConvolutionTile, convolution_tiles, default_convolution_tile
+from tvm_mpq.kernels.weight_only import (
+    WeightOnlyGeometry,
+    WeightOnlyTile,
+    default_weight_only_tile,
+    weight_only_tiles,
+)
 from tvm_mpq.kernels.weight_only_program import weight_only
-from tvm_mpq.kernels.winograd import WinogradGeometry, default_winograd_tile, winograd_fits, winograd_pays
+from tvm_mpq.kernels.winograd import (
+    WinogradGeometry,
+    WinogradTile,
+    default_winograd_tile,
+    winograd_fits,
+    winograd_pays,
+    winograd_tiles,
+)
 from tvm_mpq.kernels.winograd_program import winograd
 
 ATTRIBUTE = "mpq.kernel"
+
+Tile: TypeAlias = ConvolutionTile | DepthwiseTile | WeightOnlyTile | WinogradTile
+"""The decisions of one template; its type says which."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +49,7 @@ class KernelSpec:
     """A convolution (matrix multiplications included) or a depthwise convolution on one instruction set.
 
     Family ``weight_only`` is a matrix multiplication of float32 by packed codes of 2 or 4 bits (``weight_bits``).
+    ``weight_dtype``: what weights of a kernel on float32 are stored in ("float32", "float16", "bfloat16" or "int8").
     ``weight_group``: the codes share an integer factor in groups of so many elements of the reduction (0: none).
     ``int16_words``: how many words of the int8 codes :mod:`tvm_mpq.quantization.int16_sums` allows to add in int16.
     """
@@ -39,13 +62,14 @@ class KernelSpec:
     weight_bits: int = 8
     weight_group: int = 0
     int16_words: int = 0
+    weight_dtype: str = "float32"
 
     @property
     def precision(self) -> str:
         """``fp32``, or ``w8a8`` and the like."""
         integer = self.in_dtype == "uint8"
-        if not integer and self.family != "weight_only":
-            return "fp32"
+        if not integer and self.family != "weight_only" and self.weight_dtype != "int8":
+            return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[self.weight_dtype]
         group = f"g{self.weight_group}" if self.weight_group else ""
         return f"w{self.weight_bits}{group}a{8 if integer else 32}"
 
@@ -68,10 +92,18 @@ class KernelSpec:
         if self.family == "winograd":
             row = winograd_intrinsic(self.instruction, self.in_dtype)
             assert row is not None
-            return row
+            return row if self.in_dtype == "uint8" else replace(row, weight=self.float_weight)
         weight = "int8" if self.in_dtype == "uint8" else "float32"
         row = intrinsic(self.instruction, weight, self.shape.out_channels // self.shape.groups)
+        if self.in_dtype != "uint8":
+            return replace(row, weight=self.float_weight)
         return narrow_intrinsic(row, self.weight_bits, self.weight_group, self.shape.run, self.int16_words)
+
+    @property
+    def float_weight(self) -> str:
+        """How a kernel on float32 reads its weights (see ``narrow_weights``)."""
+        converts = self.instruction != "generic"
+        return "float16_bits" if self.weight_dtype == "float16" and not converts else self.weight_dtype
 
     @property
     def in_place(self) -> bool:
@@ -79,19 +111,6 @@ class KernelSpec:
         per_group = self.shape.in_channels // self.shape.groups
         same = self.row.activation == self.in_dtype and per_group % self.row.group == 0
         return same and self.shape.is_plain_matrix()
-
-    def faster(self) -> KernelSpec:
-        """This convolution by Winograd's algorithm where that gives the same result sooner, else itself."""
-        row = winograd_intrinsic(self.instruction, self.in_dtype)
-        if self.family != "conv2d" or row is None or not winograd_fits(self.shape, self.in_dtype):
-            return self
-        if self.row.nibbles:
-            return self  # its weights are whole bytes
-        return (
-            replace(self, family="winograd")
-            if winograd_pays(WinogradGeometry(self.shape, row), self.row)
-            else self
-        )
 
     @property
     def weight_only(self) -> WeightOnlyGeometry:
@@ -106,32 +125,89 @@ class KernelSpec:
             self.instruction,
         )
 
+    @property
+    def base(self) -> KernelSpec:
+        """What is computed, whatever algorithm computes it."""
+        return replace(self, family="conv2d") if self.family == "winograd" else self
+
+    @property
+    def key(self) -> KernelSpec:
+        """The base spec without bounds of a float activation, which change no tile: what tuning logs are keyed by."""
+        return replace(self.base, out=Output(self.out.dtype))
+
+    def by_winograd(self) -> KernelSpec | None:
+        """This convolution by Winograd's algorithm, or None where that cannot give the same result."""
+        row = winograd_intrinsic(self.instruction, self.in_dtype)
+        if self.family != "conv2d" or row is None or not winograd_fits(self.shape, self.in_dtype):
+            return None
+        if self.row.nibbles:
+            return None  # its weights are whole bytes
+        return replace(self, family="winograd")
+
+    def faster(self) -> KernelSpec:
+        """This convolution by Winograd's algorithm where that gives the same result sooner, else itself."""
+        other = self.by_winograd()
+        if other is None or not winograd_pays(WinogradGeometry(self.shape, other.row), self.row):
+            return self
+        return other
+
+    def with_tile(self, tile: Tile | None) -> KernelSpec:
+        """The base spec by the algorithm that ``tile`` is of, for None by the one modelled as faster."""
+        if tile is None:
+            return self.base.faster()
+        return replace(self.base, family="winograd") if isinstance(tile, WinogradTile) else self.base
+
+    def default_tile(self) -> Tile:
+        """The tile that is used where none was tuned, of this spec's own algorithm."""
+        if self.family == "winograd":
+            return default_winograd_tile(WinogradGeometry(self.shape, self.row))
+        if self.family == "weight_only":
+            return default_weight_only_tile(self.weight_only)
+        if self.family == "depthwise":
+            return default_depthwise_tile(self.shape, FLOAT[self.instruction].lanes, self.in_dtype)
+        return default_convolution_tile(self.shape, self.row, self.in_place)
+
+    def space(self) -> list[Tile]:
+        """Every tile worth trying that the templates can make, of each algorithm; the default first.
+
+        Two threads share the tasks of each about evenly, so that a tile tuned on one thread serves more.
+        """
+        base = self.base
+        default = base.faster().default_tile()
+        tiles: list[Tile] = [default]
+        if base.family == "depthwise":
+            tiles += depthwise_tiles(base.shape, FLOAT[base.instruction], base.in_dtype)
+        elif base.family == "weight_only":
+            tiles += weight_only_tiles(base.weight_only)
+        else:
+            tiles += convolution_tiles(base.shape, base.row, base.in_place)
+            other = base.by_winograd()
+            if other is not None:
+                tiles += winograd_tiles(WinogradGeometry(other.shape, other.row))
+        return list(dict.fromkeys(tiles))
+
     def define(self) -> PrimFunc:
         """The unscheduled kernel, marked with this spec."""
         if self.family in ("winograd", "weight_only"):
             return self.schedule().with_attr(ATTRIBUTE, self.to_json())
         if self.family == "depthwise":
-            definition = depthwise(self.shape, self.in_dtype, self.out)
+            definition = depthwise(self.shape, self.in_dtype, self.out, self.float_weight)
         else:
             definition = convolution(self.shape, self.in_dtype, self.out, self.row, 1, self.weight_group)
         return definition.with_attr(ATTRIBUTE, self.to_json())
 
-    def schedule(self) -> PrimFunc:
-        """The kernel under its template with the default tile."""
-        if self.family == "winograd":
-            fast = default_winograd_tile(WinogradGeometry(self.shape, self.row))
-            return winograd(self.shape, self.in_dtype, self.out, self.row, fast)
-        if self.family == "weight_only":
-            return weight_only(self.weight_only, self.out, default_weight_only_tile(self.weight_only))
-        if self.family == "depthwise":
-            lanes = FLOAT[self.instruction].lanes
-            tile = default_depthwise_tile(self.shape, lanes, self.in_dtype)
-            return schedule_depthwise(depthwise(self.shape, self.in_dtype, self.out), self.shape, tile)
-        matrix = default_convolution_tile(self.shape, self.row, self.in_place)
-        definition = convolution(
-            self.shape, self.in_dtype, self.out, self.row, matrix.rows, self.weight_group
-        )
-        return schedule_convolution(definition, self.shape, self.row, matrix)
+    def schedule(self, tile: Tile | None = None) -> PrimFunc:
+        """The kernel under its template with ``tile``, the default for None. ``tile`` is of this spec's algorithm."""
+        tile = tile or self.default_tile()
+        if isinstance(tile, WinogradTile):
+            return winograd(self.shape, self.in_dtype, self.out, self.row, tile)
+        if isinstance(tile, WeightOnlyTile):
+            return weight_only(self.weight_only, self.out, tile)
+        if isinstance(tile, DepthwiseTile):
+            definition = depthwise(self.shape, self.in_dtype, self.out, self.float_weight)
+            return schedule_depthwise(definition, self.shape, tile)
+        definition = convolution(self.shape, self.in_dtype, self.out, self.row, tile.rows, self.weight_group)
+        return schedule_convolution(definition, self.shape, self.row, tile)
 
     def to_json(self) -> str:
         """The spec as one line of JSON."""
@@ -144,3 +220,12 @@ class KernelSpec:
         shape: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw["shape"].items()}
         out = Output(raw["out"]["dtype"], raw["out"].get("low", -math.inf), raw["out"].get("high", math.inf))
         return cls(**{**raw, "shape": ConvolutionShape(**shape), "out": out})
+
+
+TileLookup: TypeAlias = Callable[[KernelSpec], Tile | None]
+"""The tile that was tuned for a spec's key, or None."""
+
+
+def default_tiles(_spec: KernelSpec) -> Tile | None:
+    """The lookup that knows no tuned tile."""
+    return None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, packed_weight_shape
 from tvm_mpq.kernels.intrinsic import Intrinsic
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def default_convolution_tile(
     tiles = -(-shape.rows // rows)
     columns = blocks // nr
     # A task's patches fit the first cache twice over, and there are several tasks a thread so that none waits long.
-    tile_bytes = rows * shape.reduction(intrinsic.group) * _BYTES[intrinsic.activation]
+    tile_bytes = rows * shape.reduction(intrinsic.group) * BYTES[intrinsic.activation]
     wanted = max(1, min(_TASK_BYTES // tile_bytes, tiles // (4 * threads)))
     row_tiles = balanced([d for d in _divisors(tiles) if d <= wanted], tiles, threads)
     column_tiles = columns
@@ -72,6 +75,61 @@ def default_convolution_tile(
     unroll = max(d for d in ((1, 2, 4) if intrinsic.accumulator == "float32" else (1, 2)) if steps % d == 0)
     stage_whole = staged and by_columns and columns > column_tiles
     return ConvolutionTile(rows, nr, row_tiles, column_tiles, unroll, staged, stage_whole)
+
+
+def convolution_tiles(shape: ConvolutionShape, intrinsic: Intrinsic, in_place: bool) -> list[ConvolutionTile]:
+    """Every tile of the template worth trying: its results fit the registers, its tasks the cache and two threads.
+
+    Left out are tiles that multiply less than a third as much a step as the registers allow.
+    """
+    return shared_evenly(_convolution_tiles(shape, intrinsic, in_place))
+
+
+def _convolution_tiles(
+    shape: ConvolutionShape, intrinsic: Intrinsic, in_place: bool
+) -> Iterator[tuple[int, ConvolutionTile]]:
+    """Each tile with the number of its tasks."""
+    blocks, steps = packed_weight_shape(shape, intrinsic)[1:3]
+    pairs = [
+        (rows, nr)
+        for nr in _divisors(blocks)
+        for rows in range(1, min(shape.rows, _MOST_ROWS) + 1)
+        if _registers(intrinsic, rows, nr) <= intrinsic.registers
+        and -(-shape.rows // rows) * rows <= _MOST_PADDING * shape.rows
+    ]
+    most = max(rows * nr for rows, nr in pairs)
+    for rows, nr in pairs:
+        if 3 * rows * nr < most:
+            continue
+        tiles, columns = -(-shape.rows // rows), blocks // nr
+        tile_bytes = rows * shape.reduction(intrinsic.group) * BYTES[intrinsic.activation]
+        for row_tiles in _divisors(tiles):
+            fits = row_tiles == 1 or row_tiles * tile_bytes <= _MOST_TASK_BYTES
+            for column_tiles in _divisors(columns):
+                tasks = shape.groups * (tiles // row_tiles) * (columns // column_tiles)
+                for unroll in (u for u in (1, 2, 4, 8) if steps % u == 0 and rows * nr * u <= _MOST_UNROLLED):
+                    if in_place and shape.rows % rows == 0:
+                        yield tasks, ConvolutionTile(rows, nr, row_tiles, column_tiles, unroll, False)
+                    if fits:
+                        yield tasks, ConvolutionTile(rows, nr, row_tiles, column_tiles, unroll, True)
+                    if column_tiles < columns:
+                        yield tasks, ConvolutionTile(rows, nr, row_tiles, column_tiles, unroll, True, True)
+
+
+def shared_evenly(tiles: Iterable[tuple[int, T]]) -> list[T]:
+    """The tiles whose equal tasks, so many each, give neither of two threads a sixth more than its half.
+
+    Where no tile is so even, those that are as even as can be.
+    """
+    pairs = [(-(-tasks // 2) * 2 / tasks, tile) for tasks, tile in tiles]
+    most = max(7 / 6, min((share for share, _ in pairs), default=1.0))
+    return [tile for share, tile in pairs if share <= most]
+
+
+_MOST_ROWS = 24
+_MOST_PADDING = 1.35
+_MOST_TASK_BYTES = 2**20
+_MOST_UNROLLED = 128
 
 
 def _registers(intrinsic: Intrinsic, rows: int, blocks: int) -> int:
@@ -88,7 +146,7 @@ _TASK_BYTES = 65536
 _WHOLE_BYTES = 131072
 _FIRST_CACHE = 24576
 """What of the first-level cache a panel of weights may fill; a larger one comes from the second, 30 bytes a cycle."""
-_BYTES = {"float32": 4, "int16": 2, "uint8": 1, "int8": 1}
+BYTES = {"float32": 4, "float16": 2, "float16_bits": 2, "bfloat16": 2, "int16": 2, "uint8": 1, "int8": 1}
 
 
 def _cost(shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, blocks: int, staged: bool) -> float:
@@ -97,6 +155,8 @@ def _cost(shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, blocks: int,
     multiplies = tile * (words + (intrinsic.family == "pmaddubsw"))
     others = 0.0 if intrinsic.family in (None, "vpdpbusd") else tile * words
     others += 2.5 * blocks * words * intrinsic.nibbles + 3 * blocks * intrinsic.multiplied
+    if intrinsic.accumulator == "float32" and intrinsic.weight != "float32":
+        others += 2 * blocks  # to widen a vector of weights
     loads = words * (rows + blocks * (0.5 if intrinsic.nibbles else 1.0))
     if intrinsic.family == "pmaddubsw":
         loads += 0.5 * words * blocks  # whole vectors from memory, in each row of the tile
@@ -104,7 +164,7 @@ def _cost(shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, blocks: int,
     # Two loads, two multiplies and some three of all a cycle; short accumulation chains do not hide the latency.
     cycles = max(multiplies / 2, (multiplies + others) / 3.3, loads / 2)
     cycles = max(cycles, 4.0 if intrinsic.accumulator == "float32" else 1.0)
-    step_bytes = blocks * intrinsic.lanes * intrinsic.group * _BYTES[intrinsic.weight]
+    step_bytes = blocks * intrinsic.lanes * intrinsic.group * BYTES[intrinsic.weight]
     step_bytes = step_bytes // 2 if intrinsic.nibbles else step_bytes
     if step_bytes * shape.reduction(intrinsic.group) // intrinsic.group > _FIRST_CACHE:
         cycles = max(cycles, step_bytes / 30)

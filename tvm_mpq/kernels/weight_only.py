@@ -15,9 +15,11 @@ A block with an infinity or a NaN makes the whole row NaN.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tvm_mpq.errors import MpqError
+from tvm_mpq.kernels.tiles import shared_evenly
 
 BLOCK = 32
 """Elements of the reduction that share an exponent, and the least size of a group of weights."""
@@ -135,3 +137,21 @@ def default_weight_only_tile(geometry: WeightOnlyGeometry, threads: int = 2) -> 
         d for d in divisors if geometry.blocks // d * row_tasks >= min(wanted, geometry.blocks * row_tasks)
     )
     return WeightOnlyTile(rows, row_tiles, column_blocks)
+
+
+def weight_only_tiles(geometry: WeightOnlyGeometry) -> list[WeightOnlyTile]:
+    """Every tile of the program worth trying: its results fit the registers, its tasks two threads."""
+    return shared_evenly(_weight_only_tiles(geometry))
+
+
+def _weight_only_tiles(geometry: WeightOnlyGeometry) -> Iterator[tuple[int, WeightOnlyTile]]:
+    """Each tile with the number of its tasks."""
+    for rows in range(1, min(geometry.dot.rows, geometry.rows) + 1):
+        tiles = -(-geometry.rows // rows)
+        for row_tiles in sorted({-(-tiles // parts) for parts in range(1, min(tiles, _MOST_ROW_TASKS) + 1)}):
+            for column_blocks in (d for d in range(1, geometry.blocks + 1) if geometry.blocks % d == 0):
+                tasks = -(-tiles // row_tiles) * (geometry.blocks // column_blocks)
+                yield tasks, WeightOnlyTile(rows, row_tiles, column_blocks)
+
+
+_MOST_ROW_TASKS = 64

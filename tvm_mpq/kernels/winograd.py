@@ -15,10 +15,12 @@ convolution's, bit for bit.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tvm_mpq.kernels.convolution import ConvolutionShape
 from tvm_mpq.kernels.intrinsic import Intrinsic
+from tvm_mpq.kernels.tiles import shared_evenly
 
 _PARALLEL_LOOPS = 5000
 """What starting the program's parallel loops costs, in vector multiplications."""
@@ -126,6 +128,31 @@ def default_winograd_tile(geometry: WinogradGeometry) -> WinogradTile:
         for count in range(rows, most + 1, rows)
     )
     return WinogradTile(rows, -count, geometry.blocks, 4, False, True)
+
+
+def winograd_tiles(geometry: WinogradGeometry) -> list[WinogradTile]:
+    """Every tile of the program worth trying: its results fit the registers, its tasks two threads."""
+    return shared_evenly(_winograd_tiles(geometry))
+
+
+def _winograd_tiles(geometry: WinogradGeometry) -> Iterator[tuple[int, WinogradTile]]:
+    """Each tile with the number of its tasks."""
+    row, total = geometry.intrinsic, geometry.tiles
+    most = (row.registers - geometry.vectors - 1 - (row.family == "pmaddwd")) // geometry.vectors
+    steps = geometry.channels // row.group
+    for rows in range(max(1, most // 3), most + 1):
+        counts = {rows * n for n in (1, 2, 3, 4, 6, 8, 12, 16) if rows * n <= total} | {
+            _round_up(total, rows),
+            _round_up(-(-total // 2), rows),
+        }
+        for count in sorted(counts):
+            for columns in (d for d in range(1, geometry.blocks + 1) if geometry.blocks % d == 0):
+                tasks = -(-total // count) * (geometry.blocks // columns)
+                for unroll in (u for u in (1, 2, 4, 8) if steps % u == 0):
+                    for transform_whole in (False, True):
+                        for expand_whole in (False, True):
+                            tile = WinogradTile(rows, count, columns, unroll, transform_whole, expand_whole)
+                            yield tasks, tile
 
 
 def winograd_pays(geometry: WinogradGeometry, direct_row: Intrinsic) -> bool:

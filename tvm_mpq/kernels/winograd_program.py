@@ -23,6 +23,7 @@ from tvm.tirx import Buffer, Expr, PrimFunc
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, activate
 from tvm_mpq.kernels.intrinsic import Intrinsic
+from tvm_mpq.kernels.narrow_weights import stored_dtype, widened
 from tvm_mpq.kernels.requantize import requantize_vector
 from tvm_mpq.kernels.tensor_intrinsics import multiply_accumulate
 from tvm_mpq.kernels.winograd import WinogradGeometry, WinogradTile
@@ -36,8 +37,8 @@ def winograd(
     """The kernel; it computes what ``convolution`` computes, for integers bit for bit.
 
     Parameters, in order: x [N·H·W, C] of ``in_dtype``; packed weights (``WinogradGeometry.weight_shape``);
-    bias [1, blocks, block] of the accumulator's dtype; for integers multiplier [1, blocks, block] float32 and
-    grid int32[2] (input and output zero-point); then the output [rows, out_channels].
+    bias [1, blocks, block] of the accumulator's dtype; for int8 weights multiplier [1, blocks, block] float32, and
+    for integer inputs grid int32[2] (input and output zero-point); then the output [rows, out_channels].
     """
     return _Program(WinogradGeometry(shape, intrinsic), in_dtype == "uint8", out, tile).emit()
 
@@ -62,13 +63,15 @@ class _Program:
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             T.func_name("main")
             x_dtype = "uint8" if self.integer else "float32"
-            weight_dtype = "int8" if self.integer else "float32"
+            weight_dtype = "int8" if self.integer else stored_dtype(g.intrinsic.weight)
+            self.scaled = weight_dtype == "int8"
             pixels = shape.batch * shape.height * shape.width
             self.x = _argument("x", (pixels, shape.in_channels), x_dtype)
             self.weight = _argument("weight", g.weight_shape, weight_dtype)
             self.bias = _argument("bias", (1, g.blocks, g.block), accumulator)
-            if self.integer:
+            if self.scaled:
                 self.multiplier = _argument("multiplier", (1, g.blocks, g.block), "float32")
+            if self.integer:
                 self.grid = _argument("grid", (2,), "int32")
             self.result = _argument("out", (shape.rows, shape.out_channels), self.out.dtype)
             self.padded = _scratch(shape.batch * self.height * self.breadth * g.channels, self.data)
@@ -181,7 +184,9 @@ class _Program:
 
     def _weights(self, block: Expr, tap: int, k: Expr, first: int) -> Expr:
         value = self.weight.vload([block, tap, k, first, 0], f"{self.weight.dtype}x{self.width}")
-        return T.bind(T.cast(value, f"int16x{self.width}") if self.integer else value)
+        if self.integer:
+            return T.bind(T.cast(value, f"int16x{self.width}"))
+        return T.bind(widened(value, self.g.intrinsic.weight, self.width))
 
     def _multiply(
         self, v: Buffer, u: Buffer, m: Buffer, p: Expr, first: Expr, v_base: Index, u_base: Index
@@ -274,7 +279,10 @@ class _Program:
         n = self.lanes
         bias = self.bias[0, block, lanes]
         if not self.integer:
-            return activate(value * T.broadcast(T.float32(0.25), n) + bias, self.out)
+            quarter = T.broadcast(T.float32(0.25), n)
+            if self.scaled:
+                quarter = quarter * self.multiplier[0, block, lanes]
+            return activate(value * quarter + bias, self.out)
         total = T.shift_right(T.reinterpret(value, dtype=f"int32x{n}"), T.broadcast(T.int32(2), n)) + bias
         scale = self.multiplier[0, block, lanes]
         if self.out.dtype == "uint8":

@@ -27,6 +27,7 @@ from tvm_mpq.runtime.result import (
     LossResult,
     Result,
     StorageBytes,
+    Tiles,
 )
 from tvm_mpq.runtime.session import Session, check_repeat
 from tvm_mpq.runtime.threads import check_threads
@@ -93,6 +94,7 @@ def benchmark(
         baseline=beside,
         baseline_reason=None if beside is not None else baseline_reason,
         operators=package.metadata.operators,
+        tiles=Tiles.of(package.metadata.calls),
         environment=_environment(package, baseline, data, seed),
         profile=found,
     )

@@ -63,6 +63,7 @@ class KernelCall:
     asked for the conversion ("" for the network's output). ``step`` names the multiply-accumulate step it is made of
     ("" without one) and ``steps`` how many of its multiply-accumulates the kernel needs at least, which is what the
     roofline counts; ``macs`` are the operator's own. Bytes are of constants, inputs and output, each counted once.
+    ``tile``: ``tuned`` or ``default``, "" for a kernel that has none.
     """
 
     kernel: str
@@ -75,6 +76,7 @@ class KernelCall:
     constant_bytes: int
     input_bytes: int
     output_bytes: int
+    tile: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tvm_mpq.runtime.metadata import OperatorRecord
+from tvm_mpq.runtime.metadata import KernelCall, OperatorRecord
 
 if TYPE_CHECKING:
     from tvm_mpq.runtime.profile import Profile
@@ -77,6 +78,22 @@ class Environment:
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """How many kernel calls have a tuned tile, and whose have the default one: names of operators."""
+
+    tuned: int
+    untuned: tuple[str, ...]
+
+    @classmethod
+    def of(cls, calls: Sequence[KernelCall]) -> Tiles:
+        """Count a package's calls; those of kernels that have no tile do not count."""
+        return cls(
+            sum(call.tile == "tuned" for call in calls),
+            tuple(dict.fromkeys(call.operator for call in calls if call.tile == "default")),
+        )
+
+
+@dataclass(frozen=True)
 class Result:
     """A benchmark. ``baseline`` is None with the reason in ``baseline_reason`` where there was none.
 
@@ -89,6 +106,7 @@ class Result:
     baseline: BaselineResult | None
     baseline_reason: str | None
     operators: tuple[OperatorRecord, ...]
+    tiles: Tiles
     environment: Environment
     profile: Profile | None = None
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import tvm
 from tvm import IRModule, relax
 
-from tvm_mpq.kernels.weight_only import BLOCK
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.precision import FP32, Precision
+from tvm_mpq.quantization.half import holds
 from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.operator_body import read_body
 
@@ -42,6 +43,7 @@ class AnnotatePrecision:
 
     Bodies are untouched. An operator of a kind without an integer kernel is executed in fp32 and says why.
     An operator without weights computes on 8-bit activations whatever weight bits are asked: it is executed as asked.
+    Where activations stay float it computes in fp32.
     """
 
     def __init__(self, plan: PrecisionPlan) -> None:
@@ -65,18 +67,23 @@ class AnnotatePrecision:
             reason = _why_not_in_8_bits(kind, function)
             executed = FP32 if reason else asked
         elif asked != FP32:
-            reason = _why_not_in_float(kind, asked)
+            reason = _why_not_in_float(kind, function, asked)
             executed = FP32 if reason else asked
         annotations = {attr.ASKED: str(asked), attr.PRECISION: str(executed), attr.REASON: reason}
         return function.with_attrs(annotations)
 
 
-def _why_not_in_float(kind: str, asked: Precision) -> str:
+def _why_not_in_float(kind: str, function: relax.Function, asked: Precision) -> str:
     """Why an operator asked to keep float activations and store smaller weights cannot; empty where it can."""
     if kind not in WEIGHTED_KINDS:
         return f"{kind} has no weights"
-    if kind != "matmul" or not asked.weight_only or asked.weight_bits > 4 or asked.group % BLOCK:
-        return f"no kernel for {asked} on this target yet"
+    if asked.floating is not None:
+        weight = read_body(function).weight
+        assert weight is not None
+        if not holds(asked.floating, weight):
+            return f"{asked} holds no weights as large as {float(np.abs(weight).max()):g}"
+    elif not asked.weight_only:
+        return f"no kernel for {asked}"
     return ""
 
 

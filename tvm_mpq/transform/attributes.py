@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from tvm import IRModule, relax
+from tvm.tirx import PrimFunc
 
 from tvm_mpq.precision import Precision
 from tvm_mpq.quantization.grid import Grid
@@ -31,6 +32,9 @@ INPUT_GRIDS = "mpq.input_grids"
 OWNERS = "mpq.owners"
 """On a lowered ``main``: whose each binding is, JSON {variable: [role, operator, operator that reads it]}."""
 
+TILE = "mpq.tile"
+"""On a scheduled kernel of a template: whether its tile is ``tuned`` or ``default``."""
+
 
 def calls(mod: IRModule) -> list[tuple[relax.Var, relax.Function, relax.Call]]:
     """(result, operator function, call) of every operator of ``main``, in order."""
@@ -45,7 +49,7 @@ def calls(mod: IRModule) -> list[tuple[relax.Var, relax.Function, relax.Call]]:
     return result
 
 
-def text(function: relax.Function, name: str) -> str:
+def text(function: relax.Function | PrimFunc, name: str) -> str:
     """The attribute as text; empty where it is absent."""
     return str(function.attrs[name]) if function.attrs is not None and name in function.attrs else ""
 

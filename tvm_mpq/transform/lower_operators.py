@@ -15,6 +15,7 @@ import tvm
 from tvm import IRModule, relax
 
 from tvm_mpq.errors import MpqError
+from tvm_mpq.kernels.spec import TileLookup, default_tiles
 from tvm_mpq.quantization.grid import Grid
 from tvm_mpq.quantization.weights import QuantizedWeights
 from tvm_mpq.transform import attributes as attr
@@ -55,7 +56,7 @@ _ON_ANY: dict[str, Callable[[Emitter, Operation], relax.Var]] = {
 
 @tvm.transform.module_pass(opt_level=0, name="LowerOperators")
 class LowerOperators:
-    """See the module. ``instruction`` is the target's row of the intrinsic table.
+    """See the module. ``instruction`` is the target's row of the intrinsic table, ``tiles`` knows the tuned tiles.
 
     With ``observe`` the results are every operator's output, each in the layout it is held in. ``weights`` gives
     operators integer weights, of their plan's precision; the others' are rounded to nearest here.
@@ -67,17 +68,19 @@ class LowerOperators:
         observe: bool = False,
         weights: Mapping[str, QuantizedWeights] | None = None,
         any_codes: bool = False,
+        tiles: TileLookup = default_tiles,
     ) -> None:
         self.instruction = instruction
         self.observe = observe
         self.weights = weights or {}
         self.any_codes = any_codes
+        self.tiles = tiles
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         """Apply the pass; raises MpqError for weights that are not of an operator here or of its precision."""
         _check_weights(mod, self.weights)
         builder = relax.BlockBuilder()
-        emitter = Emitter(builder)
+        emitter = Emitter(builder, self.tiles)
         main = mod["main"]
         grids = attr.input_grids(main)
         tensors: dict[relax.Var, Tensor] = {}

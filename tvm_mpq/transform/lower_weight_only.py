@@ -1,6 +1,7 @@
-"""What weight-only operators compute with: integer weights that float32 activations meet.
+"""What operators compute with that keep float32 activations and store smaller weights.
 
-y = activation(scale · Σ_g multiplier[g] · Σ_{k in g} x[k] · code[k] + b)
+Integer weights: y = activation(scale · Σ_g multiplier[g] · Σ_{k in g} x[k] · code[k] + b). Floats of 16 bits are
+weights like any other, once they are widened.
 """
 
 from __future__ import annotations
@@ -45,3 +46,8 @@ def packed_constants(
         assert weights.multiplier is not None
         constants.append(pack_multipliers(weights.multiplier, geometry.columns))
     return constants + [pack_channels(each, 1, geometry.columns)[0] for each in (weights.scale, bias)]
+
+
+def as_read(packed: Array, spec: KernelSpec) -> Array:
+    """Packed weights as the kernel ``spec`` reads them: their bits where the machine converts no half floats."""
+    return packed.view(np.uint16) if packed.dtype == np.float16 and spec.float_weight != "float16" else packed

@@ -22,13 +22,14 @@ from tvm_mpq.kernels.convolution import ConvolutionShape, Output
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.kernels.winograd import WinogradGeometry
 from tvm_mpq.quantization.bias import fold_zero_point, quantize_bias
+from tvm_mpq.quantization.half import to_half
 from tvm_mpq.quantization.int16_sums import fitting_words
 from tvm_mpq.quantization.packing import pack_channels, pack_depthwise, pack_factors, pack_weights
 from tvm_mpq.quantization.requantize import requantize_multiplier
 from tvm_mpq.quantization.rounding import check_shape, fit_accumulator, round_to_nearest
 from tvm_mpq.quantization.weights import QuantizedWeights
 from tvm_mpq.quantization.winograd import pack_winograd
-from tvm_mpq.transform.lower_weight_only import packed_constants, weight_only_codes
+from tvm_mpq.transform.lower_weight_only import as_read, packed_constants, stays_packed, weight_only_codes
 from tvm_mpq.transform.operation import Operation
 from tvm_mpq.transform.operator_body import OperatorBody, read_body
 from tvm_mpq.transform.tensors import Emitter, Layout
@@ -97,20 +98,29 @@ def _lower_matrix(
     instruction: str,
 ) -> relax.Var:
     family = "conv2d" if layout == "pixels" else "matmul"
-    spec = KernelSpec(family, shape, operation.activations, _output(operation, body), instruction)
-    if operation.executed.weight_only:
-        codes = weight_only_codes(operation, weight)
-        bits = 2 if codes.bits == 2 else 4
-        spec = replace(spec, family="weight_only", weight_bits=bits, weight_group=codes.effective_group)
-        constants = packed_constants(codes, _float_bias(body, weight), spec)
-    else:
-        numbers = _numbers(operation, body, weight)
-        if numbers.quantized is not None and not operation.any_codes:
-            bits, group = numbers.quantized.bits, numbers.quantized.effective_group
-            words = fitting_words(numbers.weight)
-            spec = replace(spec, weight_bits=bits, weight_group=group, int16_words=words)
-        spec = spec.faster()
-        constants = _packed_for_matrix(numbers, spec)
+    spec = KernelSpec(
+        family,
+        shape,
+        operation.activations,
+        _output(operation, body),
+        instruction,
+        weight_dtype=_weight_dtype(operation),
+    )
+    numbers, quantized = _numbers(operation, body, weight), None
+    if not operation.any_codes:
+        quantized = numbers.quantized
+    if quantized is not None and operation.executed.weight_only:
+        if stays_packed(shape, quantized):
+            bits = 2 if quantized.bits == 2 else 4
+            spec = replace(
+                spec, family="weight_only", weight_bits=bits, weight_group=quantized.effective_group
+            )
+    elif quantized is not None:
+        words = fitting_words(numbers.weight)
+        bits, group = quantized.bits, quantized.effective_group
+        spec = replace(spec, weight_bits=bits, weight_group=group, int16_words=words)
+    spec = spec.with_tile(emitter.tiles(spec.key))
+    constants = _packed_for_matrix(numbers, spec)
     x = emitter.read(operation.inputs[0], operation.activations, layout)
     rows = shape.batch * shape.height * shape.width
     if layout == "plain" and len(operation.inputs[0].shape) != 2:
@@ -134,9 +144,16 @@ def _lower_depthwise(
     emitter: Emitter, operation: Operation, body: OperatorBody, shape: ConvolutionShape, instruction: str
 ) -> relax.Var:
     assert body.weight is not None
-    spec = KernelSpec("depthwise", shape, operation.activations, _output(operation, body), instruction)
+    spec = KernelSpec(
+        "depthwise",
+        shape,
+        operation.activations,
+        _output(operation, body),
+        instruction,
+        weight_dtype=_weight_dtype(operation),
+    )
     constants = _numbers(operation, body, body.weight).packed(
-        pack_depthwise, lambda values: values, fold=True
+        lambda w: as_read(pack_depthwise(w), spec), lambda values: values, fold=True
     )
     x = emitter.read(operation.inputs[0], operation.activations, "pixels")
     dims = (shape.rows, shape.out_channels)
@@ -153,14 +170,15 @@ def _output(operation: Operation, body: OperatorBody) -> Output:
 class _Numbers:
     """What an operator computes with: weight [O, …] and bias [O] in float, or int8 and int32.
 
-    Integers have what the int8 stand for, a multiplier float32 [O] and the zero-points of input and output as well.
+    Weight-only operators have int8, what they stand for and its scale float32 [O] as a multiplier. Integer ones have
+    the zero-points of input and output as well. Half floats are as :mod:`~tvm_mpq.quantization.half` has them.
     """
 
     weight: Array
     bias: Array
     quantized: QuantizedWeights | None = None
     multiplier: Array | None = None
-    zero_points: tuple[int, int] = (0, 0)
+    zero_points: tuple[int, int] | None = None
 
     def packed(
         self, pack: Callable[[Array], Array], pack_each: Callable[[Array], Array], fold: bool
@@ -169,25 +187,30 @@ class _Numbers:
 
         ``fold``: the kernel multiplies unshifted codes, so −z_x Σ q_w goes into the bias.
         """
-        if self.multiplier is None:
-            return [pack(self.weight), pack_each(self.bias)]
+        if self.zero_points is None:
+            scales = [] if self.multiplier is None else [pack_each(self.multiplier)]
+            return [pack(self.weight), pack_each(self.bias), *scales]
+        assert self.multiplier is not None
         bias = fold_zero_point(self.bias, self.weight, self.zero_points[0]) if fold else self.bias
         grid = np.array(self.zero_points, np.int32)
         return [pack(self.weight), pack_each(bias), pack_each(self.multiplier), grid]
 
 
 def _packed_for_matrix(numbers: _Numbers, spec: KernelSpec) -> list[Array]:
+    if spec.family == "weight_only":
+        assert numbers.quantized is not None
+        return packed_constants(numbers.quantized, numbers.bias, spec)
     row, groups = spec.row, spec.shape.groups
     fold = row.activation == "uint8"
     if spec.family == "winograd":
         tiled = WinogradGeometry(spec.shape, row)
         return numbers.packed(
-            lambda codes: pack_winograd(codes, tiled.channels, tiled.block, row.group),
+            lambda codes: as_read(pack_winograd(codes, tiled.channels, tiled.block, row.group), spec),
             lambda values: pack_channels(values, groups, tiled.block),
             fold,
         )
     packed = numbers.packed(
-        lambda codes: pack_weights(codes, groups, row.lanes, row.group, row.words, row.nibbles),
+        lambda w: as_read(pack_weights(w, groups, row.lanes, row.group, row.words, row.nibbles), spec),
         lambda values: pack_channels(values, groups, row.lanes),
         fold,
     )
@@ -199,12 +222,17 @@ def _packed_for_matrix(numbers: _Numbers, spec: KernelSpec) -> list[Array]:
     return packed
 
 
-def _float_bias(body: OperatorBody, weight: Array) -> npt.NDArray[np.float32]:
-    return np.zeros(len(weight), np.float32) if body.bias is None else body.bias.astype(np.float32)
+def _weight_dtype(operation: Operation) -> str:
+    return "int8" if operation.executed.weight_only else operation.executed.floating or "float32"
 
 
 def _numbers(operation: Operation, body: OperatorBody, weight: Array) -> _Numbers:
-    bias = _float_bias(body, weight)
+    bias = np.zeros(len(weight), np.float32) if body.bias is None else body.bias.astype(np.float32)
+    if operation.executed.weight_only:
+        chosen = weight_only_codes(operation, weight.astype(np.float32))
+        return _Numbers(chosen.int8, bias, chosen, chosen.scale)
+    if operation.executed.floating in ("float16", "bfloat16"):
+        return _Numbers(to_half(weight.astype(np.float32), operation.executed.floating), bias)
     if operation.activations == "float32":
         return _Numbers(weight, bias)
     grid = operation.inputs[0].grid

@@ -11,6 +11,7 @@ import tvm_ffi
 from tvm import IRModule, relax
 
 from tvm_mpq.errors import MpqError
+from tvm_mpq.kernels.spec import TileLookup, default_tiles
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.quantization.weights import QuantizedWeights
 from tvm_mpq.transform.annotate import AnnotatePrecision
@@ -29,6 +30,7 @@ class Pipeline:
     ``dump`` is a folder that gets the module after each pass. ``observe`` makes every operator's output a result.
     ``weights`` gives operators integer weights of their plan's precision, instead of rounding to nearest.
     ``any_codes`` takes kernels for 8-bit codes of any kind, which compute the same whatever bits the codes have.
+    ``tiles`` knows the tuned tiles; kernels that it knows none for get the default.
     """
 
     plan: PrecisionPlan
@@ -38,6 +40,7 @@ class Pipeline:
     observe: bool = False
     weights: Mapping[str, QuantizedWeights] | None = None
     any_codes: bool = False
+    tiles: TileLookup = default_tiles
 
     def annotate(self, mod: IRModule) -> IRModule:
         """Canonical module → every operator carries its bit-width and every 8-bit tensor its grid."""
@@ -46,10 +49,10 @@ class Pipeline:
     def lower(self, mod: IRModule, *between: tvm.transform.Pass) -> IRModule:
         """Annotated module → scheduled NHWC kernels, through the passes ``between`` once there are kernels."""
         passes = [
-            LowerOperators(self.instruction, self.observe, self.weights, self.any_codes),
+            LowerOperators(self.instruction, self.observe, self.weights, self.any_codes, self.tiles),
             *between,
             relax.transform.LegalizeOps(),
-            ScheduleKernels(),
+            ScheduleKernels(self.tiles),
         ]
         return self._run(mod, passes, 3)
 

@@ -8,16 +8,21 @@ from tvm.tirx import PrimFunc
 
 from tvm_mpq.kernels.emitting import PROGRAM
 from tvm_mpq.kernels.schedule_default import schedule_default
-from tvm_mpq.kernels.spec import ATTRIBUTE, KernelSpec
+from tvm_mpq.kernels.spec import ATTRIBUTE, KernelSpec, TileLookup, default_tiles
+from tvm_mpq.transform import attributes as attr
 
 
 @tvm.transform.module_pass(opt_level=0, name="ScheduleKernels")
 class ScheduleKernels:
     """Rewrite each PrimFunc's loops; what it computes stays the same.
 
-    A kernel marked with a spec gets its family's template, a written-out program nothing, every other one the default
-    schedule.
+    A kernel marked with a spec gets its family's template with the tile that ``tiles`` knows or else the default tile,
+    and is marked with which of the two (``mpq.tile``); a written-out program gets nothing, every other kernel the
+    default schedule.
     """
+
+    def __init__(self, tiles: TileLookup = default_tiles) -> None:
+        self.tiles = tiles
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         """Apply the pass."""
@@ -27,7 +32,10 @@ class ScheduleKernels:
                 continue
             if function.attrs is not None and ATTRIBUTE in function.attrs:
                 text = str(function.attrs[ATTRIBUTE])
-                scheduled = KernelSpec.from_json(text).schedule().with_attr(ATTRIBUTE, text)
+                spec = KernelSpec.from_json(text)
+                tile = self.tiles(spec.key)
+                source = "default" if tile is None else "tuned"
+                scheduled = spec.schedule(tile).with_attr(ATTRIBUTE, text).with_attr(attr.TILE, source)
             elif function.attrs is not None and PROGRAM in function.attrs:
                 scheduled = function
             else:

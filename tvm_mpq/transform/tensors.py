@@ -16,6 +16,7 @@ from tvm import relax
 from tvm.tirx import PrimFunc
 
 from tvm_mpq.kernels import elementwise
+from tvm_mpq.kernels.spec import TileLookup, default_tiles
 from tvm_mpq.quantization.grid import Grid
 
 Layout = Literal["plain", "pixels"]
@@ -59,10 +60,13 @@ class Emitter:
 
     ``owners`` tells whose each variable is: role, operator and, of a conversion, the operator that asked for it, which
     is ``reader`` at the time ("" for the network's output).
+
+    ``tiles`` knows the tuned tiles, which choose between algorithms and so between layouts of the weights.
     """
 
-    def __init__(self, builder: relax.BlockBuilder) -> None:
+    def __init__(self, builder: relax.BlockBuilder, tiles: TileLookup = default_tiles) -> None:
         self.builder = builder
+        self.tiles = tiles
         self.reader = ""
         self.owners: dict[str, tuple[str, str, str]] = {}
 

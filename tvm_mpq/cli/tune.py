@@ -1,0 +1,80 @@
+"""``tvm-mpq tune``: search better tiles for a network's kernels by measuring them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tvm_mpq.cli.console import progress_bar, stdout, write_json
+from tvm_mpq.cli.options import JsonOption, check_output_file, parse_input_shapes
+from tvm_mpq.errors import MpqError
+
+
+def tune(
+    model: Annotated[Path, typer.Argument(help="The network.", metavar="MODEL.onnx")],
+    target: Annotated[
+        str, typer.Option(metavar="NAME", help="A name of 'tvm-mpq targets', or a target's .toml file.")
+    ] = "host",
+    precision: Annotated[
+        str | None, typer.Option(help="One precision for every operator.", show_default="w8a8")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="PLAN.json", help="A precision for each operator instead.")
+    ] = None,
+    trials: Annotated[
+        int, typer.Option(metavar="N", help="Tiles to measure, for the plan and as many for the baseline.")
+    ] = 1500,
+    tuning_logs: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where records are read and added, a folder a target.")
+    ] = Path("tuning_logs"),
+    input_shape: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:1,3,224,224", help="The shape of an input; may be given for each."),
+    ] = None,
+    threads: Annotated[int, typer.Option(metavar="N", help="Threads that the network will run with.")] = 1,
+    time_limit: Annotated[
+        float | None, typer.Option(metavar="MINUTES", help="Start no batch after so many minutes.")
+    ] = None,
+    baseline: Annotated[
+        bool, typer.Option("--baseline/--no-baseline", help="Also tune fp32, with as many trials.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Of the tiles that chance picks, and of the cost model.")] = 0,
+    json: JsonOption = None,
+) -> None:
+    """Search better tiles for a network's kernels by measuring them on this machine.
+
+    Run it again with the same --tuning-logs to go on after an interruption: nothing is measured twice.
+    """
+    check_output_file("--json", json)
+    if plan is not None and precision is not None:
+        raise MpqError("give --plan or --precision, not both")
+    shapes = parse_input_shapes(input_shape or [])
+    from tvm_mpq.cli.tables import tuning_table
+    from tvm_mpq.plan import PrecisionPlan
+    from tvm_mpq.tuning.tune import tune_model
+
+    console = stdout()
+    with progress_bar() as progress:
+        result = tune_model(
+            model,
+            target=target,
+            plan=None if plan is None else PrecisionPlan.load(plan),
+            precision=precision or "w8a8",
+            trials=trials,
+            logs=tuning_logs,
+            input_shapes=shapes or None,
+            threads=threads,
+            time_limit=None if time_limit is None else 60 * time_limit,
+            baseline=baseline,
+            seed=seed,
+            say=lambda line: console.print(line, markup=False, soft_wrap=True),
+            progress=progress,
+        )
+    console.print(tuning_table(result))
+    untuned = sorted({kernel.name for kernel in result.kernels if not kernel.tuned})
+    if untuned:
+        console.print(f"Not tuned yet: {', '.join(untuned)}. Run the command again.", markup=False)
+    console.print(f"Use it: tvm-mpq compile … --tuning-logs {tuning_logs}", markup=False, soft_wrap=True)
+    write_json(json, result.to_dict())

@@ -1,0 +1,116 @@
+"""Time built kernels of one spec against each other: runs in a worker process.
+
+In a network a kernel finds its input where the kernel before left it, in the cache, but its weights are those of
+one layer of many: each call here reads another copy of the weights, of so many that the second cache cannot hold them.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tvm_mpq.cpu import cache_bytes
+from tvm_mpq.runtime.threads import run_with_threads
+
+_MOST_COPIES = 64
+_SAMPLE_SECONDS = 1e-3
+"""Calls that are timed together take about this long, where one takes less."""
+_HOPELESS = 1.5
+"""After the first round a tile this many times as slow as the first is measured no more."""
+
+Parameter = tuple[Sequence[int], str]
+
+
+def measure_kernels(
+    libraries: list[str], parameters: list[list[Parameter]], threads: int, rounds: int, seed: int
+) -> list[list[float]]:
+    """Seconds of a call of each library's ``main`` in each round, all interleaved: [libraries][rounds].
+
+    ``parameters`` gives the shapes and dtypes of each library's parameters: input, weights, others, output. A list is
+    short where a kernel is far slower than the first. The files are deleted once they are loaded.
+    """
+    return run_with_threads(threads, lambda: _measure(libraries, parameters, rounds, seed))
+
+
+def _measure(
+    libraries: list[str], parameters: list[list[Parameter]], rounds: int, seed: int
+) -> list[list[float]]:
+    import ctypes
+
+    import tvm
+
+    ctypes.CDLL("libm.so.6", mode=ctypes.RTLD_GLOBAL)
+    random = np.random.default_rng(seed)
+    made: dict[str, list[tuple[Any, ...]]] = {}
+    kernels = []
+    for path, wanted in zip(libraries, parameters, strict=True):
+        name = repr(wanted)
+        if name not in made:
+            made[name] = _arguments(wanted, random)
+        kernels.append(_Kernel(tvm.runtime.load_module(path)["main"], made[name]))
+        Path(path).unlink()
+    seconds: list[list[float]] = [[] for _ in kernels]
+    gc.disable()
+    try:
+        for number in range(rounds):
+            # The order turns around, so that no kernel always follows the same other.
+            order = range(len(kernels)) if number % 2 == 0 else reversed(range(len(kernels)))
+            for i in order:
+                if number == 0 or seconds[i][0] <= _HOPELESS * seconds[0][0]:
+                    seconds[i].append(kernels[i].sample())
+    finally:
+        gc.enable()
+    return seconds
+
+
+class _Kernel:
+    """A function and its argument lists, which differ in the copy of the weights."""
+
+    def __init__(self, function: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> None:
+        self._function, self._arguments = function, arguments
+        self._next = 0
+        self._time(1)
+        once = min(self._time(1) for _ in range(2))
+        self._calls = max(1, min(int(_SAMPLE_SECONDS / once), 1000))
+
+    def sample(self) -> float:
+        """Seconds of a call, the mean of some; the first, which finds code and input cold, does not count."""
+        self._time(1)
+        return self._time(self._calls)
+
+    def _time(self, calls: int) -> float:
+        function, arguments = self._function, self._arguments
+        chosen = [arguments[(self._next + i) % len(arguments)] for i in range(calls)]
+        self._next += calls
+        start = time.perf_counter()
+        for each in chosen:
+            function(*each)
+        return (time.perf_counter() - start) / calls
+
+
+def _arguments(parameters: list[Parameter], random: np.random.Generator) -> list[tuple[Any, ...]]:
+    import tvm
+
+    values = [_values(shape, dtype, random) for shape, dtype in parameters]
+    copies = min(_MOST_COPIES, 1 + 4 * cache_bytes(2) // max(1, values[1].nbytes))
+    first, weights, *others = (tvm.runtime.tensor(value) for value in values)
+    return [(first, tvm.runtime.tensor(values[1]) if i else weights, *others) for i in range(copies)]
+
+
+def _values(shape: Sequence[int], dtype: str, random: np.random.Generator) -> np.ndarray:
+    """Ordinary numbers of a type: no denormal floats, and multipliers that keep accumulators in range."""
+    if dtype == "uint8":
+        return random.integers(0, 256, shape, np.uint8)
+    if dtype == "int8":
+        return random.integers(-127, 128, shape, np.int8)
+    numbers = (random.standard_normal(shape) * 0.01).astype(np.float32)
+    if dtype == "uint16":  # the bits of a bfloat16, or of a float16 that is ordinary as well
+        return (numbers.view(np.uint32) >> 16).astype(np.uint16)
+    if dtype in ("float32", "float16"):
+        return numbers.astype(dtype)
+    return np.full(shape, 128, dtype)
