@@ -116,6 +116,7 @@ def convolution(
     intrinsic: Intrinsic,
     row_tile: int = 1,
     weight_group: int = 0,
+    adds: bool = False,
 ) -> PrimFunc:
     """The definition as a PrimFunc with blocks ``padded``, ``stage``, ``acc``, ``finished`` and ``out``, unscheduled.
 
@@ -123,6 +124,9 @@ def convolution(
     each ``weight_group`` of the reduction by one; bias [groups, blocks, lanes] of the accumulator's dtype; for int8
     weights multiplier [groups, blocks, lanes] float32, and for integer inputs grid int32[2] (input and output
     zero-point); then the output [rows, out_channels]. ``row_tile``: rows are padded to a multiple of it inside.
+    ``adds``: another 8-bit tensor is added to the requantized result, whose parameters are those of
+    ``elementwise.add``: it, of the output's shape, factors int32[3], multiplier float32[1], grid int32[2]. One group,
+    and channels that fill whole vectors.
     """
     integer = in_dtype == "uint8"
     x = te.placeholder((shape.batch * shape.height * shape.width, shape.in_channels), in_dtype, "x")
@@ -169,10 +173,12 @@ def convolution(
                 scaled = scaled * multiplier[g, n, lane]
             return activate(scaled + bias[g, n, lane], out)
         value = acc[g, m, n, lane] + bias[g, n, lane]
-        if out.dtype == "uint8":
-            return requantize(value, multiplier[g, n, lane], grid[1])
-        return activate(value.astype("float32") * multiplier[g, n, lane], out)
+        if out.dtype != "uint8":
+            return activate(value.astype("float32") * multiplier[g, n, lane], out)
+        code = requantize(value, multiplier[g, n, lane], grid[1])
+        return addition.element(code, m, n * lanes + lane) if addition is not None else code
 
+    addition = _Addition.placeholders(shape.rows, shape.out_channels) if adds else None
     finished = te.compute(acc.shape, finish, "finished")
     channels = shape.out_channels // shape.groups
 
@@ -183,7 +189,38 @@ def convolution(
     result = te.compute((shape.rows, shape.out_channels), at, "out")
     factors = [] if factor is None else [factor]
     scales = [multiplier, grid] if integer else [multiplier] if intrinsic.weight == "int8" else []
-    return te.create_prim_func([x, weight, *factors, bias, *scales, result])
+    added = [] if addition is None else addition.parameters
+    return te.create_prim_func([x, weight, *factors, bias, *scales, *added, result])
+
+
+@dataclass(frozen=True)
+class _Addition:
+    """A second tensor and how it is added: a · factors[0] + b · factors[1] + factors[2], requantized."""
+
+    other: te.Tensor
+    factors: te.Tensor
+    multiplier: te.Tensor
+    grid: te.Tensor
+
+    @classmethod
+    def placeholders(cls, rows: int, channels: int) -> _Addition:
+        return cls(
+            te.placeholder((rows, channels), "uint8", "other"),
+            te.placeholder((3,), "int32", "sum_factors"),
+            te.placeholder((1,), "float32", "sum_multiplier"),
+            te.placeholder((2,), "int32", "sum_grid"),
+        )
+
+    @property
+    def parameters(self) -> list[te.Tensor]:
+        return [self.other, self.factors, self.multiplier, self.grid]
+
+    def element(self, code: Expr, m: Expr, channel: Expr) -> Expr:
+        """The sum's code where the convolution's is ``code``."""
+        total = (
+            code.astype("int32") * self.factors[0] + self.other[m, channel].astype("int32") * self.factors[1]
+        )
+        return requantize(total + self.factors[2], self.multiplier[0], self.grid[1])
 
 
 def activate(value: Expr, out: Output) -> Expr:
