@@ -58,7 +58,9 @@ def test_every_operator_has_its_kernels(make, precision):
     network = prepared(make)
     kinds = {function.attrs["mpq.operator"]: function.attrs["mpq.kind"] for function in functions(network)}
     owners = [call.operator for call in calls(make, precision) if call.role == "operator"]
-    assert set(owners) >= {name for name, kind in kinds.items() if kind not in MOVES}
+    without = {name for name, kind in kinds.items() if kind not in MOVES} - set(owners)
+    # A convolution may finish the sum that reads it.
+    assert {kinds[name] for name in without} <= ({"add"} if precision == "w8a8" else set())
     order = [name for name in network.names if name in owners]
     assert [name for i, name in enumerate(owners) if owners.index(name) == i] == order
 

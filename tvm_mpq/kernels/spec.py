@@ -51,6 +51,7 @@ class KernelSpec:
     Family ``weight_only`` is a matrix multiplication of float32 by packed codes of 2 or 4 bits (``weight_bits``).
     ``weight_dtype``: what weights of a kernel on float32 are stored in ("float32", "float16", "bfloat16" or "int8").
     ``weight_group``: the codes share an integer factor in groups of so many elements of the reduction (0: none).
+    ``adds``: the kernel adds another tensor to its 8-bit result (see ``convolution``).
     ``int16_words``: how many words of the int8 codes :mod:`tvm_mpq.quantization.int16_sums` allows to add in int16.
     """
 
@@ -63,6 +64,7 @@ class KernelSpec:
     weight_group: int = 0
     int16_words: int = 0
     weight_dtype: str = "float32"
+    adds: bool = False
 
     @property
     def precision(self) -> str:
@@ -84,7 +86,7 @@ class KernelSpec:
             text += f"_k{s.kernel[0]}x{s.kernel[1]}"
         if s.stride != (1, 1):
             text += f"_s{s.stride[0]}x{s.stride[1]}"
-        return text
+        return text + "_add" if self.adds else text
 
     @property
     def row(self) -> Intrinsic:
@@ -104,6 +106,12 @@ class KernelSpec:
         """How a kernel on float32 reads its weights (see ``narrow_weights``)."""
         converts = self.instruction != "generic"
         return "float16_bits" if self.weight_dtype == "float16" and not converts else self.weight_dtype
+
+    def adding(self) -> KernelSpec:
+        """The same kernel with a tensor added to its result, or itself where its template cannot."""
+        whole = self.shape.groups == 1 and self.shape.out_channels % self.row.lanes == 0
+        able = self.family == "conv2d" and self.in_dtype == self.out.dtype == "uint8"
+        return replace(self, adds=True) if whole and able else self
 
     @property
     def in_place(self) -> bool:
@@ -132,8 +140,8 @@ class KernelSpec:
 
     @property
     def key(self) -> KernelSpec:
-        """The base spec without bounds of a float activation, which change no tile: what tuning logs are keyed by."""
-        return replace(self.base, out=Output(self.out.dtype))
+        """The base spec without what changes no tile (a float activation, a sum): what tuning logs are keyed by."""
+        return replace(self.base, out=Output(self.out.dtype), adds=False)
 
     def by_winograd(self) -> KernelSpec | None:
         """This convolution by Winograd's algorithm, or None where that cannot give the same result."""
@@ -193,7 +201,9 @@ class KernelSpec:
         if self.family == "depthwise":
             definition = depthwise(self.shape, self.in_dtype, self.out, self.float_weight)
         else:
-            definition = convolution(self.shape, self.in_dtype, self.out, self.row, 1, self.weight_group)
+            definition = convolution(
+                self.shape, self.in_dtype, self.out, self.row, 1, self.weight_group, self.adds
+            )
         return definition.with_attr(ATTRIBUTE, self.to_json())
 
     def schedule(self, tile: Tile | None = None) -> PrimFunc:
@@ -206,7 +216,9 @@ class KernelSpec:
         if isinstance(tile, DepthwiseTile):
             definition = depthwise(self.shape, self.in_dtype, self.out, self.float_weight)
             return schedule_depthwise(definition, self.shape, tile)
-        definition = convolution(self.shape, self.in_dtype, self.out, self.row, tile.rows, self.weight_group)
+        definition = convolution(
+            self.shape, self.in_dtype, self.out, self.row, tile.rows, self.weight_group, self.adds
+        )
         return schedule_convolution(definition, self.shape, self.row, tile)
 
     def to_json(self) -> str:

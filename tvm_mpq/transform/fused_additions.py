@@ -6,8 +6,6 @@ from tvm import IRModule, relax
 
 from tvm_mpq.transform import attributes as attr
 
-_KINDS = ("conv2d",)
-
 
 def fused_additions(mod: IRModule) -> dict[relax.Var, relax.Var]:
     """The variable of an ``add`` → that of the convolution that may make it, of an annotated module.
@@ -35,7 +33,7 @@ def fused_additions(mod: IRModule) -> dict[relax.Var, relax.Var]:
 
 
 def _convolves(function: relax.Function) -> bool:
-    return attr.text(function, attr.KIND) in _KINDS and _stores_codes(function)
+    return attr.text(function, attr.KIND) == "conv2d" and _stores_codes(function)
 
 
 def _stores_codes(function: relax.Function) -> bool:

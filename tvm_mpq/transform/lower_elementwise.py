@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 from tvm import relax
 
 from tvm_mpq.kernels import elementwise
@@ -11,7 +14,7 @@ from tvm_mpq.quantization.addition import addition_factors
 from tvm_mpq.transform.lower_pointwise import lower_pointwise
 from tvm_mpq.transform.operation import Operation
 from tvm_mpq.transform.operator_body import read_body
-from tvm_mpq.transform.tensors import Emitter, Layout
+from tvm_mpq.transform.tensors import Emitter, Layout, Tensor
 
 
 def lower_add(emitter: Emitter, operation: Operation) -> relax.Var:
@@ -23,16 +26,20 @@ def lower_add(emitter: Emitter, operation: Operation) -> relax.Var:
         body = read_body(operation.function)
         function = elementwise.add(shape, Output("float32", body.low, body.high))
         return emitter.kernel(function, "add_fp32", [a, b], shape, "float32", operation.name)
-    left, right = (tensor.grid for tensor in operation.inputs)
-    out = operation.output.grid
-    assert left is not None
-    assert right is not None
-    assert out is not None
-    factors, multiplier = addition_factors(left, right, out)
-    arguments = [a, b, factors, np.array([multiplier], np.float32), np.array([0, out.zero_point], np.int32)]
+    left, right = operation.inputs
+    arguments = [a, b, *addition_arguments(left, right, operation.output)]
     return emitter.kernel(
         elementwise.add(shape, Output("uint8")), "add_w8a8", arguments, shape, "uint8", operation.name
     )
+
+
+def addition_arguments(left: Tensor, right: Tensor, out: Tensor) -> list[npt.NDArray[Any]]:
+    """factors int32[3], multiplier float32[1] and grid int32[2] of a sum in 8 bits, as kernels take them."""
+    assert left.grid is not None
+    assert right.grid is not None
+    assert out.grid is not None
+    factors, multiplier = addition_factors(left.grid, right.grid, out.grid)
+    return [factors, np.array([multiplier], np.float32), np.array([0, out.grid.zero_point], np.int32)]
 
 
 def lower_activation(emitter: Emitter, operation: Operation) -> relax.Var:

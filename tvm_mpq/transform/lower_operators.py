@@ -19,6 +19,7 @@ from tvm_mpq.kernels.spec import TileLookup, default_tiles
 from tvm_mpq.quantization.grid import Grid
 from tvm_mpq.quantization.weights import QuantizedWeights
 from tvm_mpq.transform import attributes as attr
+from tvm_mpq.transform.fused_additions import fused_additions
 from tvm_mpq.transform.lower_binary import lower_binary
 from tvm_mpq.transform.lower_elementwise import lower_activation, lower_add, lower_concat
 from tvm_mpq.transform.lower_pointwise import lower_pointwise
@@ -93,10 +94,17 @@ class LowerOperators:
             tensors[parameter] = Tensor(shape_of(parameter), grids.get(name), forms, name)
         with builder.function("main", parameters, attrs=dict(main.attrs)):
             with builder.dataflow():
+                fused = {} if self.observe else fused_additions(mod)
+                waiting: dict[relax.Var, Operation] = {}
                 for variable, function, call in attr.calls(mod):
                     operation = _operation(variable, function, call, tensors, self.weights, self.any_codes)
                     tensors[variable] = operation.output
-                    self._lower(emitter, operation)
+                    if variable in fused.values():
+                        waiting[variable] = operation
+                    elif variable in fused:
+                        self._lower_sum(emitter, waiting[fused[variable]], operation)
+                    else:
+                        self._lower(emitter, operation)
                 emitter.reader = ""
                 if self.observe:
                     results = [
@@ -130,6 +138,15 @@ class LowerOperators:
         emitter.owners.setdefault(result.name, ("operator", operation.name, ""))
         if not operation.output.forms:
             operation.output.forms[str(result.ty.dtype), layout] = result
+
+    def _lower_sum(self, emitter: Emitter, convolution: Operation, addition: Operation) -> None:
+        """A convolution and the sum that alone reads it: one kernel where its template can, else two."""
+        emitter.reader = convolution.name
+        result = lower_convolution(emitter, convolution, self.instruction, addition)
+        emitter.owners.setdefault(result.name, ("operator", convolution.name, ""))
+        if not addition.output.forms:
+            convolution.output.forms["uint8", "pixels"] = result
+            self._lower(emitter, addition)
 
     @staticmethod
     def _result(emitter: Emitter, tensor: Tensor) -> relax.Var:

@@ -29,6 +29,7 @@ from tvm_mpq.quantization.requantize import requantize_multiplier
 from tvm_mpq.quantization.rounding import check_shape, fit_accumulator, round_to_nearest
 from tvm_mpq.quantization.weights import QuantizedWeights
 from tvm_mpq.quantization.winograd import pack_winograd
+from tvm_mpq.transform.lower_elementwise import addition_arguments
 from tvm_mpq.transform.lower_weight_only import as_read, packed_constants, stays_packed, weight_only_codes
 from tvm_mpq.transform.operation import Operation
 from tvm_mpq.transform.operator_body import OperatorBody, read_body
@@ -57,12 +58,18 @@ def convolution_shape(body: OperatorBody, source: tuple[int, ...]) -> Convolutio
     )
 
 
-def lower_convolution(emitter: Emitter, operation: Operation, instruction: str) -> relax.Var:
-    """A ``conv2d`` of any kernel, stride, padding, dilation and groups: pixels in, pixels out."""
+def lower_convolution(
+    emitter: Emitter, operation: Operation, instruction: str, addition: Operation | None = None
+) -> relax.Var:
+    """A ``conv2d`` of any kernel, stride, padding, dilation and groups: pixels in, pixels out.
+
+    ``addition`` is a sum in 8 bits that alone reads the result. Where one kernel makes both, its output has its form
+    afterwards and the convolution's has none.
+    """
     body = read_body(operation.function)
     assert body.weight is not None
     shape = convolution_shape(body, operation.inputs[0].shape)
-    return _lower_matrix(emitter, operation, body, body.weight, shape, "pixels", instruction)
+    return _lower_matrix(emitter, operation, body, body.weight, shape, "pixels", instruction, addition)
 
 
 def emit_convolution(
@@ -96,6 +103,7 @@ def _lower_matrix(
     shape: ConvolutionShape,
     layout: Layout,
     instruction: str,
+    addition: Operation | None = None,
 ) -> relax.Var:
     family = "conv2d" if layout == "pixels" else "matmul"
     spec = KernelSpec(
@@ -126,9 +134,25 @@ def _lower_matrix(
     if layout == "plain" and len(operation.inputs[0].shape) != 2:
         x = emitter.builder.emit(relax.op.reshape(x, (rows, shape.in_channels)), f"{operation.name}_rows")
     dims = (shape.rows, shape.out_channels)
+    if addition is not None and spec.adding().adds:
+        return _emit_with_sum(emitter, operation, addition, spec.adding(), [x, *constants])
     y = emitter.kernel(spec.define(), spec.name, [x, *constants], dims, spec.out.dtype, operation.name)
     if layout == "plain" and len(operation.output.shape) != 2:
         y = emitter.builder.emit(relax.op.reshape(y, operation.output.shape), operation.name)
+    return y
+
+
+def _emit_with_sum(
+    emitter: Emitter, operation: Operation, addition: Operation, spec: KernelSpec, arguments: list[Any]
+) -> relax.Var:
+    other = next(tensor for tensor in addition.inputs if tensor is not operation.output)
+    arguments += [
+        emitter.read(other, "uint8", "pixels"),
+        *addition_arguments(operation.output, other, addition.output),
+    ]
+    dims = (spec.shape.rows, spec.shape.out_channels)
+    y = emitter.kernel(spec.define(), spec.name, arguments, dims, "uint8", operation.name)
+    addition.output.forms["uint8", "pixels"] = y
     return y
 
 
