@@ -33,6 +33,9 @@ BODIES = {
     "permute_dims": ["permute_dims"],
     "softmax": ["nn.softmax"],
     "sigmoid": ["sigmoid"],
+    "slice": ["strided_slice"],
+    "resize_nearest": ["image.resize2d"],
+    "resize_linear": ["image.resize2d"],
     "layer_norm": ["nn.layer_norm"],
     "batch_matmul": ["matmul"],
 }

@@ -18,6 +18,7 @@ from reference import (
     quantized_product,
     quantized_sum,
     rescaled,
+    resized,
     tabulated,
     windows,
 )
@@ -89,6 +90,17 @@ def _operator(function: relax.Function, inputs: list[Value]) -> Value:
     assert source is not None
     if kind == "reshape":
         return Value(first.array.reshape([int(extent) for extent in function.ret_ty.shape]), out)
+    if kind == "slice":
+        places = [slice(None)] * first.array.ndim
+        axes, begins, ends = ([int(value.value) for value in each] for each in body.root.args[1:4])
+        for axis, begin, end in zip(axes, begins, ends, strict=True):
+            places[axis] = slice(begin, end)
+        return Value(first.array[tuple(places)], out)
+    if kind in ("resize_nearest", "resize_linear"):
+        a = body.attributes
+        size = [int(extent) for extent in function.ret_ty.shape][2:]
+        nearest = str(a.rounding_method) if kind == "resize_nearest" else None
+        return Value(resized(first.array, size, str(a.coordinate_transformation_mode), nearest, source), out)
     if kind == "permute_dims":
         return Value(first.array.transpose([int(axis) for axis in body.attributes.axes]), out)
     if kind in ("pointwise", "sigmoid") or (kind == "activation" and not body.low <= 0.0 < body.high):

@@ -11,6 +11,7 @@ from tvm_mpq.kernels.convolution import ConvolutionShape
 from tvm_mpq.quantization.addition import addition_factors
 from tvm_mpq.quantization.grid import Grid
 from tvm_mpq.quantization.requantize import requantize
+from tvm_mpq.quantization.sampling import linear, nearest
 
 Array = npt.NDArray[np.generic]
 
@@ -127,3 +128,18 @@ def tabulated(
     """q uint8 on the grid ``source`` → ``function`` of each value in float64, rounded to ``out``."""
     x = (q.astype(np.float64) - source.zero_point) * source.scale
     return np.clip(np.rint(function(x) / out.scale) + out.zero_point, 0, 255).astype(np.uint8)
+
+
+def resized(
+    q: Array, size: Sequence[int], mode: str, rounding: str | None, grid: Grid
+) -> npt.NDArray[np.uint8]:
+    """q uint8 [N, C, H, W] → [N, C, *size]: to the nearest element, or linear where ``rounding`` is None."""
+    if rounding is not None:
+        rows, columns = (nearest(a, b, mode, rounding) for a, b in zip(q.shape[2:], size, strict=True))
+        return q[:, :, rows][..., columns]
+    (rows, down), (columns, right) = (linear(a, b, mode) for a, b in zip(q.shape[2:], size, strict=True))
+    down, right = (np.rint(each * 1024).astype(np.int64) for each in (down, right))
+    values = q.astype(np.int64) - grid.zero_point
+    across = values[..., columns[0]] * (1024 - right) + values[..., columns[1]] * right
+    total = across[:, :, rows[0]] * (1024 - down)[:, None] + across[:, :, rows[1]] * down[:, None]
+    return requantize(total.astype(np.int32), np.float32(2.0**-20), grid.zero_point)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from kernel_runner import TARGETS, require, run
 from reference import quantized_sum, rescaled
 
-from tvm_mpq.kernels import elementwise
+from tvm_mpq.kernels import elementwise, joining
 from tvm_mpq.kernels.convolution import Output
 from tvm_mpq.kernels.schedule_default import schedule_default
 from tvm_mpq.quantization.addition import addition_factors
@@ -192,18 +194,22 @@ def test_concat(
     extents = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=5), "extents")
     shapes = [(*shape[:axis], extent, *shape[axis + 1 :]) for extent in extents]
     inputs = [codes(each, seed + place) for place, each in enumerate(shapes)]
-    kernel = schedule_default(elementwise.concat(shapes, axis, dtype))
+    rows = math.prod(shape[:axis])
+    held = [each.reshape(rows, -1) for each in inputs]
     if dtype == "float32":
-        floats = [each.astype(np.float32) for each in inputs]
-        result = run(kernel, instruction, *floats)
-        np.testing.assert_array_equal(result, np.concatenate(floats, axis), strict=True)
+        floats = [each.astype(np.float32) for each in held]
+        result = run(joining.concat(shapes, axis, dtype, [False] * len(shapes)), instruction, *floats)
+        np.testing.assert_array_equal(result, np.concatenate(floats, 1), strict=True)
         return
     sources = data.draw(st.lists(grids(), min_size=len(shapes), max_size=len(shapes)), "grids")
+    sources[0] = out if seed % 2 else sources[0]
+    rescaled_ones = [grid != out for grid in sources]
     multipliers = float32(*(grid.scale / out.scale for grid in sources))
     zeros = int32(*(grid.zero_point for grid in (*sources, out)))
-    result = run(kernel, instruction, *inputs, multipliers, zeros)
+    scalars = [multipliers, zeros] if any(rescaled_ones) else []
+    result = run(joining.concat(shapes, axis, dtype, rescaled_ones), instruction, *held, *scalars)
     parts = [rescaled(q, grid, out) for q, grid in zip(inputs, sources, strict=True)]
-    np.testing.assert_array_equal(result, np.concatenate(parts, axis), strict=True)
+    np.testing.assert_array_equal(result, np.concatenate(parts, axis).reshape(rows, -1), strict=True)
 
 
 @INSTRUCTIONS

@@ -603,4 +603,4 @@ def test_a_slice_backwards_is_no_identity():
         ["y"],
         {name: np.array(value, np.int64) for name, value in constants.items()},
     )
-    assert kinds(assert_agrees(model)) == ["slice"]
+    assert kinds(assert_agrees(model)) == ["onnx_slice"]

@@ -101,6 +101,25 @@ def _pool(operator: Callable[..., Any]) -> Body:
     return body
 
 
+def _slice(builder: relax.BlockBuilder, node: Node, inputs: Sequence[Any], shape: tuple[int, ...]) -> Any:
+    return relax.op.strided_slice(inputs[0], node.get("axes"), node.get("begins"), node.get("ends"))
+
+
+def _resize(method: str) -> Body:
+    def body(builder: relax.BlockBuilder, node: Node, inputs: Sequence[Any], shape: tuple[int, ...]) -> Any:
+        return relax.op.image.resize2d(
+            inputs[0],
+            size=relax.ShapeExpr(shape[2:]),
+            roi=[0.0] * 4,
+            layout="NCHW",
+            method=method,
+            coordinate_transformation_mode=node.get("coordinates"),
+            rounding_method=node.get("rounding"),
+        )
+
+    return body
+
+
 BODIES: dict[str, Body] = {
     "conv2d": _conv2d,
     "depthwise_conv2d": _conv2d,
@@ -119,6 +138,9 @@ BODIES: dict[str, Body] = {
     "concat": lambda builder, node, inputs, shape: relax.op.concat(list(inputs), node.get("axis")),
     "reshape": lambda builder, node, inputs, shape: relax.op.reshape(inputs[0], shape),
     "permute_dims": lambda builder, node, inputs, shape: relax.op.permute_dims(inputs[0], node.get("perm")),
+    "slice": _slice,
+    "resize_nearest": _resize("nearest_neighbor"),
+    "resize_linear": _resize("linear"),
     "softmax": lambda builder, node, inputs, shape: relax.op.nn.softmax(inputs[0], node.get("axis")),
     "batch_matmul": lambda builder, node, inputs, shape: relax.op.matmul(*inputs),
     "layer_norm": lambda builder, node, inputs, shape: relax.op.nn.layer_norm(

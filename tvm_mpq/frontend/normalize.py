@@ -16,7 +16,9 @@ from tvm_mpq.frontend.rules.layout import (
     convert_add,
     convert_concat,
     convert_reshape,
+    convert_slice,
     convert_softmax,
+    convert_split,
     convert_transpose,
     simplify_reshape,
 )
@@ -24,7 +26,7 @@ from tvm_mpq.frontend.rules.normalization import absorb_affine, convert_layer_no
 from tvm_mpq.frontend.rules.padding import fold_padding
 from tvm_mpq.frontend.rules.pointwise import convert_pointwise, merge_pointwise, name_sigmoid
 from tvm_mpq.frontend.rules.pooling import convert_global_pool, convert_mean, convert_pool
-from tvm_mpq.frontend.rules.resize import convert_resize
+from tvm_mpq.frontend.rules.resize import convert_resize, convert_resize_of_planes
 from tvm_mpq.frontend.rules.transposed import convert_transposed
 
 Rule = Callable[[Graph, Node], bool]
@@ -35,7 +37,8 @@ GROUPS: tuple[tuple[Rule, ...], ...] = (
     (absorb_affine,),
     (convert_convolution, convert_gemm, convert_matmul, convert_batch_matmul),
     (convert_pool, convert_global_pool, convert_mean),
-    (convert_reshape, convert_transpose, convert_concat, convert_add, convert_softmax),
+    (convert_reshape, convert_transpose, convert_concat, convert_slice, convert_split),
+    (convert_add, convert_softmax, convert_resize_of_planes),
     (convert_activation,),
     (fold_padding,),
     # Behind before in front: the operator that made a tensor has its channels, whatever padding follows.

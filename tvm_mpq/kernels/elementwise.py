@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from tvm import te, tirx
 from tvm.tirx import Expr, PrimFunc
 
@@ -108,39 +106,3 @@ def from_pixels(shape: Shape, dtype: str) -> PrimFunc:
     return te.create_prim_func(
         [x, te.compute(shape, lambda b, k, y, z: x[(b * h + y) * w + z, k], "out")]
     )  # fmt: skip
-
-
-def concat(shapes: Sequence[Shape], axis: int, dtype: str) -> PrimFunc:
-    """Join tensors along ``axis``.
-
-    float32: the inputs, out. uint8: the inputs, multipliers float32[n], zero-points int32[n + 1] (the last is
-    the output's), out; each input is requantized to the output's grid.
-    """
-    inputs = [te.placeholder(shape, dtype, f"x{index}") for index, shape in enumerate(shapes)]
-    extents = [shape[axis] for shape in shapes]
-    dims = list(shapes[0])
-    dims[axis] = sum(extents)
-    multipliers = te.placeholder((len(shapes),), "float32", "multipliers")
-    zeros = te.placeholder((len(shapes) + 1,), "int32", "zeros")
-
-    def element(*i: Expr) -> Expr:
-        result: Expr | None = None
-        offset = sum(extents)
-        for index in reversed(range(len(inputs))):
-            offset -= extents[index]
-            at = list(i)
-            at[axis] = i[axis] - offset
-            value = inputs[index](*at)
-            if dtype == "uint8":
-                codes = value.astype("int32") - zeros[index]
-                value = requantize(codes, bounded(multipliers[index]), zeros[len(inputs)])
-            result = (
-                value
-                if result is None
-                else te.if_then_else(i[axis] >= offset + extents[index], result, value)
-            )
-        return result if result is not None else tirx.const(0, dtype)
-
-    out = te.compute(tuple(dims), element, "out")
-    extra = [multipliers, zeros] if dtype == "uint8" else []
-    return te.create_prim_func([*inputs, *extra, out])

@@ -28,12 +28,13 @@ INTEGER_KINDS = frozenset(
         "max_pool2d",
         "avg_pool2d",
         "global_avg_pool",
+        "resize_linear",
         "concat",
     }
 )
 """Kinds with an integer kernel."""
 WEIGHTED_KINDS = frozenset({"conv2d", "depthwise_conv2d", "conv2d_transpose", "matmul"})
-MOVING_KINDS = frozenset({"reshape", "permute_dims"})
+MOVING_KINDS = frozenset({"reshape", "permute_dims", "slice", "resize_nearest"})
 """Kinds that only move elements: they run in whatever their input is stored in."""
 
 

@@ -16,7 +16,7 @@ from tvm_mpq.transform.annotate import MOVING_KINDS
 from tvm_mpq.transform.operator_body import read_body
 from tvm_mpq.transform.regions import ACCUMULATING_KINDS, Calls, without_weights
 
-_SAME_GRID_KINDS = MOVING_KINDS | {"max_pool2d"}
+_SAME_GRID_KINDS = MOVING_KINDS | {"max_pool2d", "resize_linear"}
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class AssignGrids:
     A tensor is stored in uint8 where an operator in 8 bits makes it and another reads it, through operators that
     only move elements. A convolution or matrix multiplication that no 8-bit operator reads stores float straight from
     its accumulator. An 8-bit region without either runs in float after all (``transform.regions``). A tensor stored in
-    float that an 8-bit operator reads has a grid all the same: the edge quantizes it. Max pooling, reshapes and
-    transposes keep their input's grid.
+    float that an 8-bit operator reads has a grid all the same: the edge quantizes it. Max pooling, resizing
+    and what moves elements keep their input's grid.
     """
 
     def __init__(self, ranges: TensorRanges) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tvm import relax
 
-from tvm_mpq.kernels import elementwise
+from tvm_mpq.kernels import elementwise, joining
 from tvm_mpq.kernels.convolution import Output
 from tvm_mpq.quantization.addition import addition_factors
 from tvm_mpq.transform.lower_pointwise import lower_pointwise
@@ -76,19 +77,35 @@ def lower_concat(emitter: Emitter, operation: Operation) -> relax.Var:
     pixels = rank == 4 and axis == 1
     layout: Layout = "pixels" if pixels else "plain"
     at = 1 if pixels else axis
-    inputs = [emitter.read(tensor, operation.activations, layout) for tensor in operation.inputs]
     shapes = [tensor.form_shape(layout) for tensor in operation.inputs]
-    function = elementwise.concat(shapes, at, operation.activations)
-    arguments: list[object] = list(inputs)
+    rows = math.prod(shapes[0][:at])
+    arguments: list[relax.Expr | npt.NDArray[Any]] = [
+        _as_rows(emitter, emitter.read(tensor, operation.activations, layout), rows)
+        for tensor in operation.inputs
+    ]
+    rescaled = [False] * len(shapes)
     if operation.activations == "uint8":
         grids = [tensor.grid for tensor in (*operation.inputs, operation.output)]
         out = grids[-1]
         assert out is not None
-        arguments.append(np.array([g.scale / out.scale for g in grids[:-1] if g is not None], np.float32))
-        arguments.append(np.array([g.zero_point for g in grids if g is not None], np.int32))
+        rescaled = [grid != out for grid in grids[:-1]]
+        if any(rescaled):
+            arguments.append(np.array([g.scale / out.scale for g in grids[:-1] if g is not None], np.float32))
+            arguments.append(np.array([g.zero_point for g in grids if g is not None], np.int32))
+    function = joining.concat(shapes, at, operation.activations, rescaled)
     shape = operation.output.form_shape(layout)
+    dims = (rows, math.prod(shape) // rows)
     result = emitter.kernel(
-        function, f"concat_{operation.precision}", arguments, shape, operation.activations, operation.name
+        function, f"concat_{operation.precision}", arguments, dims, operation.activations, operation.name
     )
+    if dims != shape:
+        result = emitter.builder.emit(relax.op.reshape(result, shape), operation.name)
     operation.output.forms[operation.activations, layout] = result
     return result
+
+
+def _as_rows(emitter: Emitter, x: relax.Var, rows: int) -> relax.Var:
+    shape = [int(extent) for extent in x.ty.shape]
+    if len(shape) == 2 and shape[0] == rows:
+        return x
+    return emitter.builder.emit(relax.op.reshape(x, (rows, math.prod(shape) // rows)), f"{x.name}_rows")

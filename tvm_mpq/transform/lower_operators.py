@@ -22,6 +22,7 @@ from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.fused_additions import fused_additions
 from tvm_mpq.transform.lower_binary import lower_binary
 from tvm_mpq.transform.lower_elementwise import lower_activation, lower_add, lower_concat
+from tvm_mpq.transform.lower_moving import lower_move, lower_resize, lower_slice
 from tvm_mpq.transform.lower_pointwise import lower_pointwise
 from tvm_mpq.transform.lower_pooling import lower_average_pool, lower_global_average_pool, lower_max_pool
 from tvm_mpq.transform.lower_rows import lower_batch_matmul, lower_layer_norm, lower_softmax
@@ -48,6 +49,11 @@ _ON_ANY: dict[str, Callable[[Emitter, Operation], relax.Var]] = {
     "sigmoid": lower_pointwise,
     "softmax": lower_softmax,
     "layer_norm": lower_layer_norm,
+    "reshape": lower_move,
+    "permute_dims": lower_move,
+    "slice": lower_slice,
+    "resize_nearest": lower_resize,
+    "resize_linear": lower_resize,
     "concat": lower_concat,
     "max_pool2d": lower_max_pool,
     "avg_pool2d": lower_average_pool,
@@ -129,9 +135,6 @@ class LowerOperators:
             result = _ON_AN_INSTRUCTION[operation.kind](emitter, operation, self.instruction)
         elif operation.kind in _ON_ANY:
             result = _ON_ANY[operation.kind](emitter, operation)
-        elif operation.kind in ("reshape", "permute_dims"):
-            layout = "plain"
-            result = _move(emitter, operation)
         else:
             layout = "plain"
             result = _inline(emitter, operation)
@@ -190,15 +193,6 @@ def _check_weights(mod: IRModule, weights: Mapping[str, QuantizedWeights]) -> No
         if (asked.weight_bits, asked.group) != (given.bits, given.group):
             form = f"{given.bits} bits" + (f" in groups of {given.group}" if given.group else "")
             raise MpqError(f"the weights given for {name!r} have {form}, where the plan says {asked}")
-
-
-def _move(emitter: Emitter, operation: Operation) -> relax.Var:
-    """A reshape or transpose of the stored elements, in ONNX's order."""
-    x = emitter.read(operation.inputs[0], operation.stored, "plain")
-    if operation.kind == "reshape":
-        return emitter.builder.emit(relax.op.reshape(x, operation.output.shape), operation.name)
-    axes = operation.function.body.blocks[0].bindings[0].value.attrs.axes
-    return emitter.builder.emit(relax.op.permute_dims(x, axes), operation.name)
 
 
 def _inline(emitter: Emitter, operation: Operation) -> relax.Var:

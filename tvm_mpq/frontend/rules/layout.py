@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from tvm_mpq.frontend.graph import Graph, Node, canonical
 
 
@@ -45,6 +47,53 @@ def convert_transpose(graph: Graph, node: Node) -> bool:
         new = canonical("permute_dims", node.name, node.inputs, node.outputs[0], perm=order)
     graph.replace([node], [new])
     return True
+
+
+def convert_slice(graph: Graph, node: Node) -> bool:
+    """Slice of float32 by constant bounds and steps of 1."""
+    if not node.is_("Slice") or graph.float_type(node.inputs[0]) is None:
+        return False
+    shape = graph.types[node.inputs[0]].shape
+    given = [graph.constant(name) if name else None for name in (*node.inputs[1:], "", "")[:4]]
+    starts, ends, axes, steps = given
+    named = [bool(name) for name in (*node.inputs[1:], "", "")[:4]]
+    if any(name and value is None for name, value in zip(named, given, strict=True)):
+        return False
+    if starts is None or ends is None or (steps is not None and np.any(steps != 1)):
+        return False
+    places = list(range(len(starts))) if axes is None else [int(axis) % len(shape) for axis in axes]
+    bounds = [
+        (axis, *slice(int(start), int(end)).indices(shape[axis])[:2])
+        for axis, start, end in zip(places, starts, ends, strict=True)
+    ]
+    moved = sorted(bound for bound in bounds if bound[1:] != (0, shape[bound[0]]))
+    if not moved:
+        return False
+    cut, begins, stops = ([int(part) for part in parts] for parts in zip(*moved, strict=True))
+    graph.replace([node], [_slice(node.name, node.inputs[0], node.outputs[0], cut, begins, stops)])
+    return True
+
+
+def convert_split(graph: Graph, node: Node) -> bool:
+    """Split of float32: a slice for each part that is used."""
+    if not node.is_("Split") or graph.float_type(node.inputs[0]) is None:
+        return False
+    axis = node.get("axis", 0) % len(graph.types[node.inputs[0]].shape)
+    nodes, begin = [], 0
+    for place, output in enumerate(node.outputs):
+        end = begin + graph.types[output].shape[axis]
+        if graph.uses(output):
+            name = f"{node.name}.{place}" if place else node.name
+            nodes.append(_slice(name, node.inputs[0], output, [axis], [begin], [end]))
+        begin = end
+    if len(node.outputs) < 2:
+        return False
+    graph.replace([node], nodes)
+    return True
+
+
+def _slice(name: str, source: str, output: str, axes: list[int], begins: list[int], ends: list[int]) -> Node:
+    return canonical("slice", name, [source], output, axes=axes, begins=begins, ends=ends)
 
 
 def convert_concat(graph: Graph, node: Node) -> bool:

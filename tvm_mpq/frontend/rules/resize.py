@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from tvm_mpq.errors import MpqError
-from tvm_mpq.frontend.graph import Graph, Node, make_attributes
+from tvm_mpq.frontend.graph import Graph, Node, canonical, make_attributes
 
+_COORDINATES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
 _KEPT = ("coordinate_transformation_mode", "cubic_coeff_a", "exclude_outside", "mode", "nearest_mode")
 
 
@@ -45,6 +46,29 @@ def convert_resize(graph: Graph, node: Node) -> bool:
         attributes |= make_attributes({"coordinate_transformation_mode": "half_pixel"})
     target = graph.add_constant(f"{node.name}.sizes", np.array(results, np.int64))
     new = Node("Resize", node.name, (node.inputs[0], "", "", target), node.outputs, attributes)
+    graph.replace([node], [new])
+    return True
+
+
+def convert_resize_of_planes(graph: Graph, node: Node) -> bool:
+    """A converted Resize of [N, C, H, W] along H and W, to the nearest element or linear in between → its kind."""
+    if not node.is_("Resize") or not _is_converted(node):
+        return False
+    found = graph.float_type(node.inputs[0])
+    result = graph.types[node.outputs[0]].shape
+    if found is None or len(result) != 4 or found.shape[:2] != result[:2]:
+        return False
+    mode, coordinates = node.get("mode", "nearest"), node.get("coordinate_transformation_mode", "half_pixel")
+    if mode not in ("nearest", "linear") or coordinates not in _COORDINATES:
+        return False
+    new = canonical(
+        f"resize_{mode}",
+        node.name,
+        node.inputs[:1],
+        node.outputs[0],
+        coordinates=coordinates,
+        rounding=node.get("nearest_mode", "round_prefer_floor"),
+    )
     graph.replace([node], [new])
     return True
 
