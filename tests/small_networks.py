@@ -20,6 +20,7 @@ from tvm_mpq.dataset.dataset import Dataset
 from tvm_mpq.frontend import import_onnx, io_specs, operators
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.precision import Precision
+from tvm_mpq.runtime.weights import expanded_weights
 from tvm_mpq.target import Target, host_target
 from tvm_mpq.transform.assign_grids import TensorRanges
 from tvm_mpq.transform.pipeline import Pipeline
@@ -270,10 +271,13 @@ class Network:
 
 def runner(lowered: tvm.IRModule, target: Target) -> Callable[..., list[np.ndarray]]:
     """A lowered module as a function of arrays, in the order of the network's inputs."""
-    main = relax.VirtualMachine(build(lowered, target).executable, tvm.cpu())["main"]
+    built = build(lowered, target)
+    machine = relax.VirtualMachine(built.executable, tvm.cpu())
+    weights = expanded_weights(machine, built.weights)
 
     def call(*arrays: np.ndarray) -> list[np.ndarray]:
-        result = main(*(tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays))
+        inputs = (tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays)
+        result = machine["main"](*inputs, *weights)
         return [value.numpy() for value in ([result] if hasattr(result, "numpy") else result)]
 
     return call

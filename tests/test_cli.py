@@ -118,7 +118,8 @@ def test_benchmark_prints_a_table_that_fits_and_writes_json(folder, capsys):
     assert all(len(line.rstrip()) <= 100 for line in out.splitlines())
     for word in (
         "latency median",
-        "storage weights",
+        "storage weights in the file",
+        "storage weights in memory",
         "storage resident",
         "cross-entropy",
         "accuracy",
@@ -222,8 +223,8 @@ def test_packages_that_are_not_whole_are_refused(fails):
     package = Package.load("m.tar")
     target = dataclasses.replace(package.metadata.target, name="znver9", features=("sse4_2", "avx1024"))
     metadata = dataclasses.replace(package.metadata, target=target)
-    future = dataclasses.replace(package.metadata, schema_version=3)
-    others = {"plan.json": package.plan.to_json().encode(), "model.so": package.library}
+    future = dataclasses.replace(package.metadata, schema_version=4)
+    others = {"plan.json": package.plan.to_json().encode(), "model.so": package.library, "weights.bin": b""}
     altered = bytearray(content)
     altered[len(altered) // 2] ^= 255
     for broken, said in (
@@ -238,7 +239,7 @@ def test_packages_that_are_not_whole_are_refused(fails):
         ),
         (
             pack({"metadata.json": future.to_json().encode(), **others}),
-            "m.tar has package schema version 3, this tvm_mpq reads 2; install a newer tvm_mpq",
+            "m.tar has package schema version 4, this tvm_mpq reads 3; install a newer tvm_mpq",
         ),
     ):
         Path("m.tar").write_bytes(broken)

@@ -74,7 +74,7 @@ def test_the_result_has_the_promised_json(data, result):
     assert found.keys() >= KEYS
     assert found["latency_ms"].keys() == {"median", "p90", "min", "threads"}
     assert 0 < found["latency_ms"]["min"] <= found["latency_ms"]["median"] <= found["latency_ms"]["p90"]
-    assert found["storage_bytes"].keys() == {"file", "weights", "resident"}
+    assert found["storage_bytes"].keys() == {"file", "weights", "weights_resident", "resident"}
     assert found["storage_bytes"]["file"] == len(tiny_package(1).to_bytes())
     assert found["storage_bytes"]["weights"] == FEATURES * CLASSES * 4
     assert found["loss"].keys() == {"name", "mean", "accuracy", "samples", "delta", "ci95"}

@@ -249,8 +249,9 @@ def test_dump_ir_writes_one_readable_file_a_pass(tmp_path: Path) -> None:
         "1_AnnotatePrecision.py",
         "2_AssignGrids.py",
         "3_LowerOperators.py",
-        "4_LegalizeOps.py",
-        "5_ScheduleKernels.py",
+        "4_LiftWeights.py",
+        "5_LegalizeOps.py",
+        "6_ScheduleKernels.py",
     ]
     texts = [path.read_text() for path in files]
     assert all("def main" in text for text in texts)

@@ -23,12 +23,17 @@ from tvm_mpq.runtime.archive import CHECKSUMS, pack
 from tvm_mpq.runtime.metadata import CalibrationInfo, Metadata
 from tvm_mpq.runtime.package import Package, baseline_path
 
-NAMES = ["metadata.json", "plan.json", "model.so"]
+NAMES = ["metadata.json", "plan.json", "model.so", "weights.bin"]
 
 
 @pytest.fixture(scope="module")
 def package() -> Package:
-    return tiny_package()
+    """A package whose weights nothing reads: what matters here is that they are kept and checked."""
+    made, weights = tiny_package(), bytes(range(200))
+    hashes = dataclasses.replace(made.metadata.hashes, weights=sha256(weights))
+    return dataclasses.replace(
+        made, metadata=dataclasses.replace(made.metadata, hashes=hashes), weights=weights
+    )
 
 
 def members(package: Package) -> dict[str, bytes]:
@@ -80,6 +85,7 @@ def test_the_hashes_are_those_of_the_members(package):
     files = members(package)
     assert list(files) == NAMES
     assert package.metadata.hashes.library == sha256(files["model.so"])
+    assert package.metadata.hashes.weights == sha256(files["weights.bin"])
     assert package.metadata.hashes.plan == sha256(files["plan.json"])
 
 
@@ -97,7 +103,7 @@ def test_equal_packages_have_equal_bytes_in_another_process_too(package):
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == package.metadata.hashes.library
-    again = Package(package.metadata, package.plan, bytes(bytearray(package.library)))
+    again = Package(package.metadata, package.plan, bytes(bytearray(package.library)), package.weights)
     assert again.to_bytes() == package.to_bytes()
 
 
@@ -144,8 +150,9 @@ def test_an_altered_member_is_named(package, name):
 def test_a_member_altered_with_its_checksum_is_noticed_by_the_metadata(package):
     files = members(package)
     other_plan = PrecisionPlan.uniform(["fc"], W8A8).to_json().encode()
-    message = failure(pack({**files, "plan.json": other_plan}))
-    assert "plan.json does not match the hash in metadata.json" in message
+    for name, content in (("plan.json", other_plan), ("weights.bin", bytes(200)), ("model.so", b"")):
+        message = failure(pack({**files, name: content}))
+        assert f"{name} does not match the hash in metadata.json" in message
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -195,7 +202,7 @@ def test_what_is_no_package_is_refused(content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda raw: raw.update(schema_version=3), "schema version 3, this tvm_mpq reads 2; install a newer"),
+        (lambda raw: raw.update(schema_version=4), "schema version 4, this tvm_mpq reads 3; install a newer"),
         (lambda raw: raw.update(schema_version="1"), "schema version '1'"),
         (lambda raw: raw.pop("inputs"), "lacks the field 'inputs'"),
         (lambda raw: raw.update(inputs=[]), "names no inputs"),

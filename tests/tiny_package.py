@@ -85,7 +85,7 @@ def _packed(module: Any, inputs: tuple[int, ...], outputs: tuple[int, ...], size
         library=link_executable(executable),
         model_sha256="0" * 64,
         operators=[OperatorRecord("fc", "matmul", "fp32", "fp32", "fp32", "")],
-        storage=Storage(size, size, size),
+        storage=Storage(size, size, size, size),
     )
 
 

@@ -2,33 +2,63 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 from tvm import IRModule, relax
 from tvm.ir.expr import GenericConst
 from tvm.relax.expr_functor import PyExprVisitor, visitor
 from tvm.runtime import Executable, Tensor
 
+from tvm_mpq.runtime.weights import EXPAND
 from tvm_mpq.target import Target
+from tvm_mpq.transform.lift_weights import STREAM
 from tvm_mpq.transform.pipeline import build_passes
 
 
 @dataclass(frozen=True)
 class Built:
-    """An executable; ``constants`` and ``activations`` are the bytes it holds and plans to hold while it runs."""
+    """An executable, and the stream of bit-packed weights that its function ``expand_weights`` takes.
+
+    ``constants`` and ``activations`` are the bytes it holds and plans to hold while it runs, ``expanded`` those of the
+    weights made of the stream.
+    """
 
     executable: Executable
     constants: int
     activations: int
+    weights: bytes = b""
+    expanded: int = 0
+
+    @property
+    def file_weights(self) -> int:
+        """Bytes of all weights as a package stores them."""
+        return self.constants + len(self.weights)
+
+    @property
+    def resident_weights(self) -> int:
+        """Bytes of all weights at run time."""
+        return self.constants + self.expanded
 
 
 def build(mod: IRModule, target: Target) -> Built:
     """Compile a lowered module for ``target``."""
+    weights, expanded = b"", 0
+    if mod.attrs is not None and STREAM in mod.attrs:
+        weights = mod.attrs[STREAM].numpy().tobytes()
+        expanded = sum(tensor_bytes(field) for field in mod[EXPAND].ret_ty.fields)
+        mod = mod.without_attr(STREAM)
     planned = build_passes()(mod)
     sizes = _Sizes()
     sizes.visit_expr(planned["main"])
     executable = relax.build(planned, target.tvm_target(), relax_pipeline=None)
-    return Built(executable, sizes.constants, sizes.activations)
+    return Built(executable, sizes.constants, sizes.activations, weights, expanded)
+
+
+def tensor_bytes(ty: relax.TensorType) -> int:
+    """Bytes of a tensor of constant shape."""
+    return math.prod(int(extent) for extent in ty.shape) * np.dtype(str(ty.dtype)).itemsize
 
 
 def constant_bytes(mod: IRModule) -> int:

@@ -104,11 +104,14 @@ def compile_command(
     fp32 = baseline_path(output) if metadata.baseline is not None else None
     console = stdout()
     console.print(operators_table(metadata.operators))
-    ratio = metadata.storage.weights / max(1, metadata.storage.weights_fp32)
+    storage = metadata.storage
+    in_file, in_memory = (
+        f"{bytes_text(size)} (× {size / max(1, storage.weights_fp32):.3f} of fp32)"
+        for size in (storage.weights, storage.weights_resident)
+    )
     console.print(
-        f"{output}: {bytes_text(output.stat().st_size)}, weights {bytes_text(metadata.storage.weights)} "
-        f"(× {ratio:.3f} of fp32), target {metadata.target.name} ({metadata.target.instruction}), "
-        f"compiled in {seconds:.1f} s",
+        f"{output}: {bytes_text(output.stat().st_size)}, weights {in_file}, in memory {in_memory}, "
+        f"target {metadata.target.name} ({metadata.target.instruction}), compiled in {seconds:.1f} s",
         markup=False,
         soft_wrap=True,
     )

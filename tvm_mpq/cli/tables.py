@@ -12,6 +12,14 @@ from tvm_mpq.runtime.metadata import OperatorRecord
 from tvm_mpq.runtime.result import LossResult, Result
 from tvm_mpq.tuning.result import TuningResult
 
+_STORAGE = {
+    "file": "file",
+    "weights": "weights in the file",
+    "weights_resident": "weights in memory",
+    "resident": "resident",
+}
+"""The fields of :class:`~tvm_mpq.runtime.result.StorageBytes` as tables name them."""
+
 
 def bytes_text(count: int) -> str:
     """A number of bytes for people: ``1.23 MB`` is 1.23 million."""
@@ -45,11 +53,11 @@ def result_table(name: str, result: Result) -> Table:
         ours = getattr(result.latency_ms, field)
         theirs = None if fp32 is None else getattr(fp32.latency_ms, field)
         table.add_row(f"latency {field}", _ms(theirs), _ms(ours), _ratio(ours, theirs))
-    for field in ("file", "weights", "resident"):
+    for field in _STORAGE:
         ours = getattr(result.storage_bytes, field)
         theirs = None if fp32 is None else getattr(fp32.storage_bytes, field)
         shown = "–" if theirs is None else bytes_text(theirs)
-        table.add_row(f"storage {field}", shown, bytes_text(ours), _ratio(ours, theirs))
+        table.add_row(f"storage {_STORAGE[field]}", shown, bytes_text(ours), _ratio(ours, theirs))
     _add_loss(table, None if fp32 is None else fp32.loss, result.loss)
     return table
 

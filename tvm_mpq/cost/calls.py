@@ -23,13 +23,15 @@ def kernel_calls(lowered: IRModule) -> tuple[KernelCall, ...]:
     # Reshapes are views at run time, and no calls.
     mod = relax.transform.RewriteDataflowReshape()(lowered)
     owners = {name: tuple(owner) for name, owner in json.loads(attr.text(mod["main"], attr.OWNERS)).items()}
+    main = mod["main"]
+    weights = set(main.params[len(attr.names(main, attr.INPUTS)) :])
     calls: list[KernelCall] = []
     waiting: list[_Call] = []
     for block in mod["main"].body.blocks:
         for binding in block.bindings:
             value = binding.value
             if isinstance(value, relax.Call) and getattr(value.op, "name", "") == "relax.call_tir":
-                waiting.append(_Call.of(mod, value))
+                waiting.append(_Call.of(mod, value, weights))
             if binding.var.name in owners:
                 role, operator, reader = owners[binding.var.name]
                 calls += [call.owned(role, operator, reader) for call in waiting]
@@ -51,15 +53,15 @@ class _Call:
     tile: str
 
     @classmethod
-    def of(cls, mod: IRModule, call: relax.Call) -> _Call:
+    def of(cls, mod: IRModule, call: relax.Call, weights: set[relax.Var]) -> _Call:
         variable, arguments = call.args[0], call.args[1]
         attributes = mod[variable].attrs
         step, macs, steps = "", 0, 0.0
         if attributes is not None and ATTRIBUTE in attributes:
             work = kernel_work(KernelSpec.from_json(str(attributes[ATTRIBUTE])))
             step, macs, steps = work.name, work.macs, work.steps
-        constants = [a for a in arguments if not isinstance(a, relax.Var)]
-        inputs = {a for a in arguments if isinstance(a, relax.Var)}
+        constants = [a for a in arguments if not isinstance(a, relax.Var) or a in weights]
+        inputs = {a for a in arguments if isinstance(a, relax.Var)} - weights
         return cls(
             variable.name_hint,
             step,

@@ -22,6 +22,7 @@ from tvm_mpq.runtime.metadata import KernelCall
 from tvm_mpq.runtime.session import return_free_memory
 from tvm_mpq.runtime.threads import run_with_threads
 from tvm_mpq.runtime.tracer import Trace, Tracer, tensors, time_whole, typical
+from tvm_mpq.runtime.weights import expanded_weights
 from tvm_mpq.target import Target
 from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.pipeline import Pipeline
@@ -118,15 +119,17 @@ class _Run:
     def __init__(self, lowered: Lowered, target: Target, threads: int) -> None:
         self.lowered = lowered
         self.threads = threads
-        executable = build(lowered.module, target).executable
+        built = build(lowered.module, target)
 
         def start() -> Any:
-            machine = relax.VirtualMachine(executable, tvm.cpu())
+            machine = relax.VirtualMachine(built.executable, tvm.cpu())
             return_free_memory()
             return machine
 
         self._machine = run_with_threads(threads, start)
-        self._tracer = Tracer(threads, run_with_threads(threads, start), lambda given: list(given.values()))
+        self._weights = run_with_threads(threads, lambda: expanded_weights(self._machine, built.weights))
+        traced = run_with_threads(threads, start)
+        self._tracer = Tracer(threads, traced, lambda given: list(given.values()), self._weights)
         self._traces: list[Trace] = []
         self._whole: list[npt.NDArray[np.float64]] = []
 
@@ -134,7 +137,7 @@ class _Run:
         """A few runs of each copy."""
         named = {str(index): array for index, array in enumerate(inputs)}
         self._traces.append(self._tracer.trace(named, _RUNS))
-        arguments = tensors(list(inputs))
+        arguments = [*tensors(list(inputs)), *self._weights]
         self._whole.append(
             run_with_threads(self.threads, lambda: time_whole(self._machine, arguments, _RUNS, _WARMUP))
         )

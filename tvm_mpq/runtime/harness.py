@@ -164,8 +164,9 @@ def _check_pair(ours: Metadata, fp32: Metadata) -> None:
 
 
 def _storage(package: Package, threads: int) -> StorageBytes:
+    planned = package.metadata.storage
     return StorageBytes(
-        len(package.to_bytes()), package.metadata.storage.weights, resident_bytes(package, threads)
+        len(package.to_bytes()), planned.weights, planned.weights_resident, resident_bytes(package, threads)
     )
 
 

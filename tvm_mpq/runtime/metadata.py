@@ -12,7 +12,7 @@ from tvm_mpq.runtime.decode import decode
 from tvm_mpq.target import Target
 from tvm_mpq.tensor_spec import TensorSpec
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,16 @@ class TargetInfo:
 
 @dataclass(frozen=True)
 class Storage:
-    """Bytes: ``weights`` as stored, ``weights_fp32`` the same in fp32, ``resident`` as planned at run time.
+    """Bytes: ``weights`` as the file holds them before compression, ``weights_fp32`` the same in fp32.
 
-    ``resident`` is constants plus planned activation memory; the harness measures the real figure.
+    ``weights_resident`` are the weights as kernels read them: fewer than 8 bits are packed in the file, and at run
+    time only where a kernel unpacks them itself. ``resident`` adds the planned activation memory; the harness measures
+    the real figure.
     """
 
     weights: int
     weights_fp32: int
+    weights_resident: int
     resident: int
 
 
@@ -90,11 +93,12 @@ class CalibrationInfo:
 
 @dataclass(frozen=True)
 class Hashes:
-    """SHA-256 in hexadecimal of the ONNX file, calibration samples (None without), library and plan."""
+    """SHA-256 in hexadecimal of the ONNX file, calibration samples (None without), library, weights and plan."""
 
     model: str
     calibration: str | None
     library: str
+    weights: str
     plan: str
 
 

@@ -26,17 +26,22 @@ from tvm_mpq.target import Target
 from tvm_mpq.tensor_spec import TensorSpec
 from tvm_mpq.versions import versions
 
-_METADATA, _PLAN, _LIBRARY = "metadata.json", "plan.json", "model.so"
-_LIMITS = {_METADATA: 64 << 20, _PLAN: 64 << 20, _LIBRARY: 4 << 30}
+_METADATA, _PLAN, _LIBRARY, _WEIGHTS = "metadata.json", "plan.json", "model.so", "weights.bin"
+_LIMITS = {_METADATA: 64 << 20, _PLAN: 64 << 20, _LIBRARY: 4 << 30, _WEIGHTS: 4 << 30}
 
 
 @dataclass(frozen=True)
 class Package:
-    """A compiled network: ``library`` is the bytes of a shared library with bytecode, kernels and weights."""
+    """A compiled network.
+
+    ``library`` is the bytes of a shared library with bytecode, kernels and the weights of 8 bits and more, ``weights``
+    the stream of the weights of fewer bits, which the library expands (:mod:`tvm_mpq.runtime.weights`).
+    """
 
     metadata: Metadata
     plan: PrecisionPlan
     library: bytes
+    weights: bytes = b""
 
     @classmethod
     def create(
@@ -48,6 +53,7 @@ class Package:
         target: Target,
         plan: PrecisionPlan,
         library: bytes,
+        weights: bytes = b"",
         model_sha256: str,
         operators: Sequence[OperatorRecord],
         storage: Storage,
@@ -56,7 +62,7 @@ class Package:
         calibration_sha256: str | None = None,
         baseline: BaselineInfo | None = None,
     ) -> Package:
-        """Put a package together; versions and the hashes of library and plan are filled in."""
+        """Put a package together; versions and the hashes of library, weights and plan are filled in."""
         metadata = Metadata(
             schema_version=SCHEMA_VERSION,
             name=name,
@@ -64,14 +70,20 @@ class Package:
             outputs=tuple(outputs),
             target=TargetInfo.of(target),
             versions=versions(),
-            hashes=Hashes(model_sha256, calibration_sha256, sha256(library), sha256(plan.to_json().encode())),
+            hashes=Hashes(
+                model=model_sha256,
+                calibration=calibration_sha256,
+                library=sha256(library),
+                weights=sha256(weights),
+                plan=sha256(plan.to_json().encode()),
+            ),
             storage=storage,
             operators=tuple(operators),
             calls=tuple(calls),
             calibration=calibration,
             baseline=baseline,
         )
-        return cls(metadata, plan, library)
+        return cls(metadata, plan, library, weights)
 
     def with_baseline(self, file: str, content: bytes) -> Package:
         """This package with the fp32 package ``content``, written beside it as ``file``, as its baseline."""
@@ -84,6 +96,7 @@ class Package:
                 _METADATA: self.metadata.to_json().encode(),
                 _PLAN: self.plan.to_json().encode(),
                 _LIBRARY: self.library,
+                _WEIGHTS: self.weights,
             }
         )
 
@@ -106,10 +119,11 @@ class Package:
             raise MpqError(f"{source} was altered: its metadata or plan is not text") from None
         metadata = Metadata.from_json(metadata_text, source)
         plan = PrecisionPlan.from_json(plan_text, f"{source}: {_PLAN}")
-        for name, expected in ((_LIBRARY, metadata.hashes.library), (_PLAN, metadata.hashes.plan)):
+        hashes = metadata.hashes
+        for name, expected in ((_LIBRARY, hashes.library), (_WEIGHTS, hashes.weights), (_PLAN, hashes.plan)):
             if sha256(members[name]) != expected:
                 raise MpqError(f"{source} was altered: {name} does not match the hash in {_METADATA}")
-        package = cls(metadata, plan, members[_LIBRARY])
+        package = cls(metadata, plan, members[_LIBRARY], members[_WEIGHTS])
         # The file as it is and not packed again: another zlib may give other bytes.
         vars(package)["_content"] = content
         return package

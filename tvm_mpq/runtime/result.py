@@ -34,10 +34,11 @@ class Latency:
 
 @dataclass(frozen=True)
 class StorageBytes:
-    """Bytes of the package's file, of its weights in it before compression, and of resident memory."""
+    """Bytes of the package's file, of its weights in it before compression and at run time, and of resident memory."""
 
     file: int
     weights: int
+    weights_resident: int
     resident: int
 
 

@@ -16,6 +16,7 @@ from tvm_mpq.errors import MpqError
 from tvm_mpq.runtime.package import Package
 from tvm_mpq.runtime.threads import check_threads, run_with_threads
 from tvm_mpq.runtime.tracer import Tracer, tensors, time_whole
+from tvm_mpq.runtime.weights import expanded_weights
 
 Array = npt.NDArray[Any]
 
@@ -34,6 +35,7 @@ class Session:
         check_features(self.package)
         self._library = run_with_threads(self.threads, self._load)
         self._machine = run_with_threads(self.threads, self._start)
+        self._weights = run_with_threads(self.threads, self._expand)
 
     def _load(self) -> Any:
         import tvm
@@ -60,6 +62,15 @@ class Session:
         return_free_memory()
         return machine
 
+    def _expand(self) -> list[Any]:
+        """The tensors that ``main`` takes behind the inputs: weights that the file holds in fewer than 8 bits."""
+        try:
+            weights = expanded_weights(self._machine, self.package.weights)
+        except Exception as error:
+            raise MpqError(f"cannot expand the package's weights: {_first_line(error)}") from error
+        return_free_memory()
+        return weights
+
     def run(self, inputs: Mapping[str, Array] | Array) -> list[Array]:
         """The network's outputs, each an array of the shape and dtype the package's metadata names.
 
@@ -80,15 +91,16 @@ class Session:
         check_repeat(repeat)
         arrays = self._checked(inputs)
         return run_with_threads(
-            self.threads, lambda: time_whole(self._machine, tensors(arrays), repeat, warmup)
+            self.threads,
+            lambda: time_whole(self._machine, [*tensors(arrays), *self._weights], repeat, warmup),
         )
 
     def tracer(self) -> Tracer:
         """A second copy of the network, whose every kernel call can be timed; this one stays undisturbed."""
-        return Tracer(self.threads, run_with_threads(self.threads, self._start), self._checked)
+        return Tracer(self.threads, run_with_threads(self.threads, self._start), self._checked, self._weights)
 
     def _run(self, arrays: list[Array]) -> list[Array]:
-        result = self._machine["main"](*tensors(arrays))
+        result = self._machine["main"](*tensors(arrays), *self._weights)
         single = len(self.package.metadata.outputs) == 1 and hasattr(result, "numpy")
         return [tensor.numpy() for tensor in ([result] if single else result)]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,11 +35,16 @@ class Tracer:
     """A loaded network whose kernel calls are timed. Made by :meth:`tvm_mpq.runtime.session.Session.tracer`."""
 
     def __init__(
-        self, threads: int, machine: Any, checked: Callable[[Mapping[str, Array]], list[Array]]
+        self,
+        threads: int,
+        machine: Any,
+        checked: Callable[[Mapping[str, Array]], list[Array]],
+        weights: Sequence[Any] = (),
     ) -> None:
         self.threads = threads
         self._machine = machine
         self._checked = checked
+        self._weights = weights
         self._calls: list[tuple[str, int, float]] = []
         self._start = 0.0
         machine.set_instrument(self._instrument)
@@ -50,7 +55,7 @@ class Tracer:
         return run_with_threads(self.threads, lambda: self._trace(arrays, repeat, warmup))
 
     def _trace(self, arrays: list[Array], repeat: int, warmup: int) -> Trace:
-        main, arguments = self._machine["main"], tensors(arrays)
+        main, arguments = self._machine["main"], [*tensors(arrays), *self._weights]
         runs = []
         collecting = gc.isenabled()
         gc.disable()

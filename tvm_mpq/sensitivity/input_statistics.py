@@ -121,7 +121,7 @@ def observed(
     mod: IRModule, plan: PrecisionPlan, ranges: TensorRanges, target: Target
 ) -> tuple[Callable[[list[Array]], list[Any]], IRModule]:
     """The network under ``plan`` as a function from its inputs to every operator's result, and the annotated module."""
-    pipeline = Pipeline(plan, ranges, target.instruction, observe=True)
+    pipeline = Pipeline(plan, ranges, target.instruction, observe=True, any_codes=True)
     annotated = pipeline.annotate(mod)
     main = relax.VirtualMachine(build(pipeline.lower(annotated), target).executable, cpu())["main"]
     threads = available_threads()

@@ -30,6 +30,7 @@ from tvm_mpq.transform.lower_transposed import lower_transposed
 from tvm_mpq.transform.lower_weighted import lower_convolution, lower_depthwise, lower_matmul
 from tvm_mpq.transform.operation import Operation
 from tvm_mpq.transform.operator_body import shape_of
+from tvm_mpq.transform.substitute import substituted
 from tvm_mpq.transform.tensors import Emitter, Form, Layout, Tensor
 
 _ON_AN_INSTRUCTION: dict[str, Callable[[Emitter, Operation, str], relax.Var]] = {
@@ -201,19 +202,11 @@ def _inline(emitter: Emitter, operation: Operation) -> relax.Var:
     for tensor, parameter in zip(operation.inputs, operation.function.params, strict=True):
         arguments.append(emitter.read(tensor, str(parameter.ty.dtype), "plain"))
     values: dict[relax.Var, relax.Expr] = dict(zip(operation.function.params, arguments, strict=True))
-
-    @relax.expr_functor.mutator
-    class Substitute(relax.PyExprMutator):
-        def visit_var_(self, var: relax.Var) -> relax.Expr:
-            return values.get(var, var)
-
-        visit_dataflow_var_ = visit_var_
-
-    substitute = Substitute()
     result: relax.Expr = arguments[0]
     for block in operation.function.body.blocks:
         for binding in block.bindings:
-            values[binding.var] = emitter.builder.emit(substitute.visit_expr(binding.value), operation.name)
+            value = substituted(binding.value, values)
+            values[binding.var] = emitter.builder.emit(value, operation.name)
     result = values[operation.function.body.body]
     assert isinstance(result, relax.Var)
     return result

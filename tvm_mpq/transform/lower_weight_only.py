@@ -46,8 +46,3 @@ def packed_constants(
         assert weights.multiplier is not None
         constants.append(pack_multipliers(weights.multiplier, geometry.columns))
     return constants + [pack_channels(each, 1, geometry.columns)[0] for each in (weights.scale, bias)]
-
-
-def as_read(packed: Array, spec: KernelSpec) -> Array:
-    """Packed weights as the kernel ``spec`` reads them: their bits where the machine converts no half floats."""
-    return packed.view(np.uint16) if packed.dtype == np.float16 and spec.float_weight != "float16" else packed

@@ -10,7 +10,6 @@ inside its range, where saturation is the clip.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,21 +18,21 @@ import numpy.typing as npt
 from tvm import relax
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
+from tvm_mpq.kernels.expand import ExpandForm
 from tvm_mpq.kernels.spec import KernelSpec
-from tvm_mpq.kernels.winograd import WinogradGeometry
 from tvm_mpq.quantization.bias import fold_zero_point, quantize_bias
 from tvm_mpq.quantization.half import to_half
 from tvm_mpq.quantization.int16_sums import fitting_words
-from tvm_mpq.quantization.packing import pack_channels, pack_depthwise, pack_factors, pack_weights
 from tvm_mpq.quantization.requantize import requantize_multiplier
 from tvm_mpq.quantization.rounding import check_shape, fit_accumulator, round_to_nearest
+from tvm_mpq.quantization.storage import store
 from tvm_mpq.quantization.weights import QuantizedWeights
-from tvm_mpq.quantization.winograd import pack_winograd
 from tvm_mpq.transform.lower_elementwise import addition_arguments
-from tvm_mpq.transform.lower_weight_only import as_read, packed_constants, stays_packed, weight_only_codes
+from tvm_mpq.transform.lower_weight_only import packed_constants, stays_packed, weight_only_codes
 from tvm_mpq.transform.operation import Operation
 from tvm_mpq.transform.operator_body import OperatorBody, read_body
 from tvm_mpq.transform.tensors import Emitter, Layout
+from tvm_mpq.transform.weight_layout import WeightLayout, weight_layout
 
 Array = npt.NDArray[Any]
 
@@ -128,7 +127,7 @@ def _lower_matrix(
         bits, group = quantized.bits, quantized.effective_group
         spec = replace(spec, weight_bits=bits, weight_group=group, int16_words=words)
     spec = spec.with_tile(emitter.tiles(spec.key))
-    constants = _packed_for_matrix(numbers, spec)
+    constants = _arguments(emitter, operation, numbers, spec, fold=spec.row.activation == "uint8")
     x = emitter.read(operation.inputs[0], operation.activations, layout)
     rows = shape.batch * shape.height * shape.width
     if layout == "plain" and len(operation.inputs[0].shape) != 2:
@@ -176,9 +175,8 @@ def _lower_depthwise(
         instruction,
         weight_dtype=_weight_dtype(operation),
     )
-    constants = _numbers(operation, body, body.weight).packed(
-        lambda w: as_read(pack_depthwise(w), spec), lambda values: values, fold=True
-    )
+    numbers = _numbers(operation, body, body.weight)
+    constants = _arguments(emitter, operation, numbers, spec, fold=True)
     x = emitter.read(operation.inputs[0], operation.activations, "pixels")
     dims = (shape.rows, shape.out_channels)
     return emitter.kernel(spec.define(), spec.name, [x, *constants], dims, spec.out.dtype, operation.name)
@@ -204,46 +202,45 @@ class _Numbers:
     multiplier: Array | None = None
     zero_points: tuple[int, int] | None = None
 
-    def packed(
-        self, pack: Callable[[Array], Array], pack_each: Callable[[Array], Array], fold: bool
-    ) -> list[Array]:
-        """Weight and bias, and for integers multiplier and grid, as the kernels take them.
 
-        ``fold``: the kernel multiplies unshifted codes, so −z_x Σ q_w goes into the bias.
-        """
-        if self.zero_points is None:
-            scales = [] if self.multiplier is None else [pack_each(self.multiplier)]
-            return [pack(self.weight), pack_each(self.bias), *scales]
-        assert self.multiplier is not None
-        bias = fold_zero_point(self.bias, self.weight, self.zero_points[0]) if fold else self.bias
-        grid = np.array(self.zero_points, np.int32)
-        return [pack(self.weight), pack_each(bias), pack_each(self.multiplier), grid]
+def _arguments(
+    emitter: Emitter, operation: Operation, numbers: _Numbers, spec: KernelSpec, fold: bool
+) -> list[relax.Expr | Array]:
+    """Weight, bias, and for codes multiplier, for integers grid, as the kernel takes them.
 
-
-def _packed_for_matrix(numbers: _Numbers, spec: KernelSpec) -> list[Array]:
+    ``fold``: the kernel multiplies unshifted codes, so −z_x Σ q_w goes into the bias.
+    """
     if spec.family == "weight_only":
         assert numbers.quantized is not None
-        return packed_constants(numbers.quantized, numbers.bias, spec)
-    row, groups = spec.row, spec.shape.groups
-    fold = row.activation == "uint8"
-    if spec.family == "winograd":
-        tiled = WinogradGeometry(spec.shape, row)
-        return numbers.packed(
-            lambda codes: as_read(pack_winograd(codes, tiled.channels, tiled.block, row.group), spec),
-            lambda values: pack_channels(values, groups, tiled.block),
-            fold,
-        )
-    packed = numbers.packed(
-        lambda w: as_read(pack_weights(w, groups, row.lanes, row.group, row.words, row.nibbles), spec),
-        lambda values: pack_channels(values, groups, row.lanes),
-        fold,
-    )
-    if row.multiplied:
-        # The kernel multiplies each group's sum itself, and reads the codes as they are.
-        assert numbers.quantized is not None
-        codes = pack_weights(numbers.quantized.codes, groups, row.lanes, row.group, row.words, row.nibbles)
-        packed[:1] = [codes, pack_factors(numbers.quantized.row_multipliers, groups, row.lanes)]
-    return packed
+        return [*packed_constants(numbers.quantized, numbers.bias, spec)]
+    layout = weight_layout(spec)
+    weights: list[relax.Expr | Array] = [layout.pack(numbers.weight)]
+    if numbers.quantized is not None and numbers.quantized.bits < 8 and not operation.any_codes:
+        weights = _stored(emitter, operation.name, numbers.quantized, layout)
+    scales = [] if numbers.multiplier is None else [layout.pack_each(numbers.multiplier)]
+    if numbers.zero_points is None:
+        return [*weights, layout.pack_each(numbers.bias), *scales]
+    bias = numbers.bias
+    if fold:
+        bias = fold_zero_point(bias, numbers.weight, numbers.zero_points[0])
+    return [*weights, layout.pack_each(bias), *scales, np.array(numbers.zero_points, np.int32)]
+
+
+def _stored(
+    emitter: Emitter, name: str, quantized: QuantizedWeights, layout: WeightLayout
+) -> list[relax.Expr | Array]:
+    """Weights, and the multipliers of their groups where the kernel wants them, expanded from a stream of bits."""
+    stream, expansion = store(quantized, layout.extents[0], layout.cut)
+    bits = relax.const(stream)
+    form: ExpandForm = "nibbles" if layout.nibbles else "multiplied" if quantized.effective_group else "codes"
+    weights = [emitter.expand(bits, expansion, form, layout.extents, layout.shape, f"{name}_weights")]
+    if layout.multipliers is not None:
+        group_count, blocks, count, lanes = layout.multipliers
+        rows = layout.cut[0]
+        extents = (group_count, blocks, rows, count // rows, lanes)
+        shape, title = layout.multipliers, f"{name}_multipliers"
+        weights.append(emitter.expand(bits, expansion, "multipliers", extents, shape, title))
+    return weights
 
 
 def _weight_dtype(operation: Operation) -> str:

@@ -16,6 +16,7 @@ from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.quantization.weights import QuantizedWeights
 from tvm_mpq.transform.annotate import AnnotatePrecision
 from tvm_mpq.transform.assign_grids import AssignGrids, TensorRanges
+from tvm_mpq.transform.lift_weights import LiftWeights
 from tvm_mpq.transform.lower_operators import LowerOperators
 from tvm_mpq.transform.schedule_kernels import ScheduleKernels
 
@@ -29,7 +30,8 @@ class Pipeline:
 
     ``dump`` is a folder that gets the module after each pass. ``observe`` makes every operator's output a result.
     ``weights`` gives operators integer weights of their plan's precision, instead of rounding to nearest.
-    ``any_codes`` takes kernels for 8-bit codes of any kind, which compute the same whatever bits the codes have.
+    ``any_codes`` takes kernels for 8-bit codes of any kind, which compute the same whatever bits the codes have, and
+    keeps all weights as constants of their 8-bit codes.
     ``tiles`` knows the tuned tiles; kernels that it knows none for get the default.
     """
 
@@ -50,6 +52,7 @@ class Pipeline:
         """Annotated module → scheduled NHWC kernels, through the passes ``between`` once there are kernels."""
         passes = [
             LowerOperators(self.instruction, self.observe, self.weights, self.any_codes, self.tiles),
+            LiftWeights(),
             *between,
             relax.transform.LegalizeOps(),
             ScheduleKernels(self.tiles),

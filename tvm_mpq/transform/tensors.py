@@ -16,8 +16,10 @@ from tvm import relax
 from tvm.tirx import PrimFunc
 
 from tvm_mpq.kernels import elementwise
+from tvm_mpq.kernels.expand import ExpandForm, expand
 from tvm_mpq.kernels.spec import TileLookup, default_tiles
 from tvm_mpq.quantization.grid import Grid
+from tvm_mpq.quantization.storage import Expansion
 
 Layout = Literal["plain", "pixels"]
 Form = tuple[str, Layout]
@@ -84,6 +86,24 @@ class Emitter:
         expressions = [a if isinstance(a, relax.Expr) else relax.const(a) for a in arguments]
         call = relax.call_tir(variable, expressions, relax.TensorType(list(shape), dtype))
         return self.builder.emit(call, result)
+
+    def expand(
+        self,
+        stream: relax.Expr,
+        expansion: Expansion,
+        form: ExpandForm,
+        extents: Sequence[int],
+        shape: Sequence[int],
+        result: str,
+    ) -> relax.Var:
+        """Weights of ``shape`` from a constant stream of bits, by the expanding kernel of this ``form``.
+
+        ``extents`` are those of the kernel's result; see :func:`tvm_mpq.kernels.expand.expand`.
+        """
+        dtype = "uint8" if form == "nibbles" else "int8"
+        name = f"expand_{form}"
+        weights = self.kernel(expand(form), name, [stream, expansion.array()], extents, dtype, result)
+        return self.builder.emit(relax.op.reshape(weights, shape), result)
 
     def read(self, tensor: Tensor, dtype: str, layout: Layout) -> relax.Var:
         """``tensor`` in the form asked for, converted if it is not there yet."""
