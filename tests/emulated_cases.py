@@ -56,6 +56,7 @@ SPECS: dict[str, KernelSpec] = {
     "3x3 of ragged groups": _spec(
         "conv2d", ConvolutionShape(1, 6, 7, 10, 14, (3, 3), (1, 1), SAME, groups=2)
     ),
+    "3x3 of odd groups": _spec("conv2d", ConvolutionShape(1, 4, 4, 38, 32, (3, 3), (1, 1), SAME, groups=2)),
     "long sums": _spec("conv2d", ConvolutionShape(1, 2, 3, 2048, 16)),
     "depthwise 3x3": _spec("depthwise", ConvolutionShape(1, 9, 9, 32, 32, (3, 3), (1, 1), SAME, groups=32)),
     "depthwise 5x5 strided": _spec(
