@@ -10,6 +10,7 @@ from tvm.tirx import Expr, IterVar, PrimFunc
 from tvm_mpq.kernels.convolution import ConvolutionShape, padded_input
 from tvm_mpq.kernels.elementwise import bounded
 from tvm_mpq.kernels.requantize import requantize
+from tvm_mpq.kernels.schedule_default import ROWS
 
 Reduce = Callable[[Expr, list[IterVar]], Expr]
 
@@ -17,10 +18,29 @@ Reduce = Callable[[Expr, list[IterVar]], Expr]
 def max_pool(shape: ConvolutionShape, dtype: str) -> PrimFunc:
     """[N·H·W, C] → [rows, C], the same dtype and, for uint8, the same grid. Padding never wins."""
     x = te.placeholder((shape.batch * shape.height * shape.width, shape.in_channels), dtype, "x")
-    stage = padded_input(x, shape, tirx.min_value(dtype))
-    return te.create_prim_func(
-        [x, _window(stage, shape, lambda value, axes: te.max(value, axis=axes), "out")]
-    )
+    if shape.dilation == (1, 1):
+        stage = _repeated_edges(x, shape)
+    else:
+        stage = padded_input(x, shape, tirx.min_value(dtype))
+    out = _window(stage, shape, lambda value, axes: te.max(value, axis=axes), "out")
+    return te.create_prim_func([x, out]).with_attr(ROWS, _rows(shape))
+
+
+def _repeated_edges(x: te.Tensor, shape: ConvolutionShape) -> te.Tensor:
+    """The padded input of a maximum: no window lies in the padding alone, so that an edge's element adds nothing."""
+    top, left, bottom, right = shape.padding
+
+    def element(n: Expr, h: Expr, w: Expr, c: Expr) -> Expr:
+        row = te.max(te.min(h - top, shape.height - 1), 0) if top or bottom else h
+        column = te.max(te.min(w - left, shape.width - 1), 0) if left or right else w
+        return x[(n * shape.height + row) * shape.width + column, c]
+
+    dims = (shape.batch, shape.height + top + bottom, shape.width + left + right, shape.in_channels)
+    return te.compute(dims, element, "padded")
+
+
+def _rows(shape: ConvolutionShape) -> list[int]:
+    return [shape.batch, shape.out_height, shape.out_width]
 
 
 def average_pool(shape: ConvolutionShape, dtype: str, count_padding: bool) -> PrimFunc:
@@ -43,7 +63,7 @@ def average_pool(shape: ConvolutionShape, dtype: str, count_padding: bool) -> Pr
             lambda m, c: requantize(total[m, c] + bias[m], bounded(multiplier[m]), grid[1]),
             "out",
         )
-        return te.create_prim_func([x, multiplier, bias, grid, out])
+        return te.create_prim_func([x, multiplier, bias, grid, out]).with_attr(ROWS, _rows(shape))
 
     def mean(m: Expr, c: Expr) -> Expr:
         divisor = tirx.const(shape.kernel[0] * shape.kernel[1], "float32")
@@ -51,7 +71,8 @@ def average_pool(shape: ConvolutionShape, dtype: str, count_padding: bool) -> Pr
             divisor = (_extent(m, shape, 0) * _extent(m, shape, 1)).astype("float32")
         return total[m, c] / divisor
 
-    return te.create_prim_func([x, te.compute(total.shape, mean, "out")])
+    out = te.compute(total.shape, mean, "out")
+    return te.create_prim_func([x, out]).with_attr(ROWS, _rows(shape))
 
 
 def _extent(m: Expr, shape: ConvolutionShape, axis: int) -> Expr:

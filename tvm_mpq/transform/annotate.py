@@ -65,7 +65,7 @@ class AnnotatePrecision:
         asked = self.plan[attr.text(function, attr.OPERATOR)]
         executed, reason = asked, ""
         if asked.integer_activations:
-            reason = _why_not_in_8_bits(kind, function)
+            reason = _why_not_in_8_bits(kind)
             executed = FP32 if reason else asked
         elif asked != FP32:
             reason = _why_not_in_float(kind, function, asked)
@@ -88,15 +88,6 @@ def _why_not_in_float(kind: str, function: relax.Function, asked: Precision) -> 
     return ""
 
 
-def _why_not_in_8_bits(kind: str, function: relax.Function) -> str:
+def _why_not_in_8_bits(kind: str) -> str:
     """Why an operator asked to compute on 8-bit activations cannot; empty where it can."""
-    if kind in MOVING_KINDS:
-        return ""
-    if kind not in INTEGER_KINDS:
-        return f"{kind} has no integer kernel"
-    if kind != "avg_pool2d":
-        return ""
-    body = read_body(function)
-    if any(int(extent) != 1 for extent in body.attributes.dilation):
-        return "a dilated average pool has no integer kernel"
-    return ""
+    return "" if kind in MOVING_KINDS | INTEGER_KINDS else f"{kind} has no integer kernel"

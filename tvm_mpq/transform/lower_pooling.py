@@ -74,12 +74,12 @@ def _average_arguments(operation: Operation, divisor: np.ndarray, covered: np.nd
 def _covered(shape: ConvolutionShape) -> np.ndarray:
     """Elements of each output pixel's window that are not padding, [out_height · out_width]."""
 
-    def along(extent: int, out: int, kernel: int, stride: int, before: int) -> np.ndarray:
-        start = np.arange(out) * stride - before
-        return np.minimum(start + kernel, extent) - np.maximum(start, 0)
+    def along(axis: int, extent: int, out: int) -> np.ndarray:
+        first = np.arange(out)[:, None] * shape.stride[axis] - shape.padding[axis]
+        taps = first + np.arange(shape.kernel[axis]) * shape.dilation[axis]
+        return ((taps >= 0) & (taps < extent)).sum(axis=1)
 
-    rows = along(shape.height, shape.out_height, shape.kernel[0], shape.stride[0], shape.padding[0])
-    columns = along(shape.width, shape.out_width, shape.kernel[1], shape.stride[1], shape.padding[1])
+    rows, columns = along(0, shape.height, shape.out_height), along(1, shape.width, shape.out_width)
     return np.outer(rows, columns).reshape(-1)
 
 
