@@ -18,10 +18,9 @@ Reduce = Callable[[Expr, list[IterVar]], Expr]
 def max_pool(shape: ConvolutionShape, dtype: str) -> PrimFunc:
     """[N·H·W, C] → [rows, C], the same dtype and, for uint8, the same grid. Padding never wins."""
     x = te.placeholder((shape.batch * shape.height * shape.width, shape.in_channels), dtype, "x")
-    if shape.dilation == (1, 1):
-        stage = _repeated_edges(x, shape)
-    else:
-        stage = padded_input(x, shape, tirx.min_value(dtype))
+    # Between the taps of a dilated window an edge's element may be one that the window does not hold.
+    dense = shape.dilation == (1, 1)
+    stage = _repeated_edges(x, shape) if dense else padded_input(x, shape, tirx.min_value(dtype))
     out = _window(stage, shape, lambda value, axes: te.max(value, axis=axes), "out")
     return te.create_prim_func([x, out]).with_attr(ROWS, _rows(shape))
 
