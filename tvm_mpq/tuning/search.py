@@ -61,7 +61,7 @@ class Search:
         guided = 0
         if model.ready:
             # Before anything of this key was measured the model only knows other shapes.
-            guided = round(count * (1 - _RANDOM_SHARE) if self.speedups else count / 2)
+            guided = round(count * (1 - _RANDOM_SHARE) if len(self.speedups) > 1 else count / 2)
         chosen: list[Tile] = []
         if guided:
             order = np.argsort(-model.predict(self.spec, left), kind="stable")

@@ -20,6 +20,7 @@ from tvm_mpq.tuning.runner import Runner
 from tvm_mpq.tuning.search import BATCH, Search
 from tvm_mpq.versions import versions
 
+_DEFAULT_ROUNDS = 3
 _ENOUGH = 0.5
 """A key whose finished search was given this share of the trials that it would be given now is not searched again."""
 
@@ -56,6 +57,7 @@ class Tuner:
         Records of this processor in the logs count as trials that were made. Raises MpqError if a log is not writable.
         """
         start = time.monotonic()
+        self._learn()
         keys = list(dict.fromkeys(key for counts in plans.values() for key in counts))
         default, seconds_each = self._defaults(keys)
         shares = [{key: count * default[key] for key, count in counts.items()} for counts in plans.values()]
@@ -100,66 +102,73 @@ class Tuner:
 
     def _defaults(self, keys: Sequence[KernelSpec]) -> tuple[dict[KernelSpec, float], float]:
         """Seconds of each key with its default tile, and of building and measuring one kernel."""
-        known = {key: record.default_seconds for key in keys if (record := self._final(key)) is not None}
+        known = {key: records[-1].default_seconds for key in keys if (records := self._records(key))}
         unknown = [key for key in keys if key not in known]
         start = time.monotonic()
         task = None if self.progress is None else self.progress.add_task("default tiles", total=len(unknown))
         for first in range(0, len(unknown), BATCH):
             part = unknown[first : first + BATCH]
-            timings = self.runner.measure([(key, default_of(key)) for key in part], 3)
+            timings = self.runner.measure([(key, default_of(key)) for key in part], _DEFAULT_ROUNDS)
             for key, timing in zip(part, timings, strict=True):
                 if timing.median is None:
                     raise RuntimeError(f"the default tile of {key.name} failed: {timing.error}")
                 known[key] = timing.median
+            self._keep(
+                [self._record(key, default_of(key), known[key], known[key], "search", 0) for key in part]
+            )
             if self.progress is not None and task is not None:
                 self.progress.advance(task, len(part))
         return known, (time.monotonic() - start) / max(1, len(unknown)) if unknown else 0.1
 
     def _search(self, key: KernelSpec, trials: int) -> Search:
-        # The stream of chance is the key's own: an interrupted run goes on as it would have.
+        # The stream of chance is the key's own: what else is tuned does not change it.
         digest = [self.seed, *key.to_json().encode()]
         search = Search(key, trials, np.random.default_rng(digest))
-        records = [record for record in self._records(key) if record.stage == "search"]
-        search.learn(records)
-        self._model.add(key, [r.tile for r in records], [r.speedup for r in records])
+        search.learn([record for record in self._records(key) if record.stage == "search"])
         return search
+
+    def _learn(self) -> None:
+        """Let the model learn from what the log knows of this processor, of other networks too."""
+        known: dict[KernelSpec, list[TuningRecord]] = {}
+        for record in self._log.records:
+            if (record.threads, record.cpu, record.stage) == (self.threads, self._cpu, "search"):
+                known.setdefault(record.spec, []).append(record)
+        for key, records in known.items():
+            self._model.add(key, [r.tile for r in records], [r.speedup for r in records])
 
     def _run(self, search: Search, start: float, task: TaskID | None) -> None:
         planned = max(0, min(search.trials, len(search.space)) - len(search.speedups))
-        made = 0
         while not search.done and not self._late(start):
             proposed = search.propose(self._model)
             batch = search.measure(proposed, self.runner)
-            self._keep(search, batch)
-            made += len(proposed)
+            reference = batch[0][1]
+            assert reference is not None
+            records = [
+                self._record(search.spec, tile, seconds, reference, "search", search.trials)
+                for tile, seconds in batch
+            ]
+            self._keep(records)
+            self._model.add(search.spec, [r.tile for r in records], [r.speedup for r in records])
             if self.progress is not None and task is not None:
                 self.progress.update(task, advance=min(len(proposed), planned), description=search.spec.name)
                 planned -= min(len(proposed), planned)
-        if not search.speedups:
+        if not search.done and len(search.speedups) <= 1:
             return
         given = search.trials if search.done else len(search.speedups)
         tile, seconds, reference = search.choose(self.runner)
-        final = self._record(search, tile, seconds, reference, "final", given)
-        self._log.records.append(final)
-        append(self._path, [final])
+        self._keep([self._record(search.spec, tile, seconds, reference, "final", given)])
         if self.progress is not None and task is not None:
             self.progress.advance(task, planned)
 
-    def _keep(self, search: Search, batch: Sequence[tuple[Tile, float | None]]) -> None:
-        reference = batch[0][1]
-        assert reference is not None
-        records = [
-            self._record(search, tile, seconds, reference, "search", search.trials) for tile, seconds in batch
-        ]
+    def _keep(self, records: list[TuningRecord]) -> None:
         append(self._path, records)
         self._log.records += records
-        self._model.add(search.spec, [r.tile for r in records], [r.speedup for r in records])
 
     def _record(
-        self, search: Search, tile: Tile, seconds: float | None, reference: float, stage: str, trials: int
+        self, key: KernelSpec, tile: Tile, seconds: float | None, reference: float, stage: str, trials: int
     ) -> TuningRecord:
         return TuningRecord(
-            spec=search.spec,
+            spec=key,
             tile=tile,
             threads=self.threads,
             seconds=seconds,
