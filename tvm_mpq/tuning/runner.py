@@ -96,9 +96,11 @@ class LocalRunner:
 
     def _one_by_one(self, jobs: Sequence[tuple[KernelSpec, Tile]], rounds: int) -> list[Timing]:
         """After a crash: each job beside the first, so that only the one that crashes is lost."""
+        (alone,) = self.measure(jobs[:1], rounds)
+        if alone.error:
+            return [alone] * len(jobs)
         pairs = [self.measure([jobs[0], job], rounds) for job in jobs[1:]]
-        first = next((first for first, _ in pairs if not first.error), pairs[0][0])
-        return [first, *(second for _, second in pairs)]
+        return [alone, *(second for _, second in pairs)]
 
     def close(self) -> None:
         """End the processes and delete the files."""
