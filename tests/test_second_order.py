@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tvm_mpq.quantization.covariance import Covariance, InputStatistics
+from tvm_mpq.quantization.covariance import Covariance, InputStatistics, Sampler
 from tvm_mpq.quantization.gptq import damped, descend, gptq, output_error
 from tvm_mpq.quantization.patches import Window, patches
 from tvm_mpq.quantization.rounding import round_to_nearest
-from tvm_mpq.quantization.second_order import SecondOrder, bias_change, round_second_order
+from tvm_mpq.quantization.second_order import SecondOrder, bias_change, output_noise, round_second_order
 from tvm_mpq.quantization.weights import QuantizedWeights, largest_code
 
 Floats = npt.NDArray[np.float64]
@@ -67,9 +67,9 @@ def test_covariances_add_up_over_batches(window: Window) -> None:
     random = np.random.default_rng(1)
     x = random.normal(size=(5, 6, 7, 6)).astype(np.float32)
     reference = x + random.normal(size=x.shape).astype(np.float32)
-    total = Covariance(window)
-    total.update(x[:2], reference[:2])
-    total.update(x[2:], reference[2:])
+    total, sample = Covariance(), Sampler(window)
+    total.update(sample(x[:2], 0), sample(reference[:2], 0))
+    total.update(sample(x[2:], 1), sample(reference[2:], 1))
     found = total.statistics()
     expected = moments(patches(x, window).astype(float), patches(reference, window).astype(float))
     assert found.count == expected.count
@@ -78,16 +78,15 @@ def test_covariances_add_up_over_batches(window: Window) -> None:
 
 
 def test_of_large_maps_only_a_grid_of_positions_is_seen() -> None:
-    total = Covariance(Window())
-    x = np.ones((1, 64, 64, 2), np.float32)
-    total.update(x, x)
-    assert total.statistics().count == 64
-    assert total.statistics().mean.tolist() == [[1.0, 1.0]]
+    x = np.arange(64.0 * 64.0).reshape(1, 64, 64, 1)
+    first, second = (Sampler(Window())(x, batch) for batch in (0, 1))
+    assert first.shape == second.shape == (1, 1, 64)
+    assert not set(first.ravel()) & set(second.ravel())
 
 
 def test_nothing_seen_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="no inputs"):
-        Covariance(Window()).statistics()
+        Covariance().statistics()
 
 
 def correlated(random: np.random.Generator, groups: int, k: int, n: int = 400) -> Floats:
@@ -215,3 +214,32 @@ def test_the_bias_makes_up_for_the_mean() -> None:
         meant = (w.reshape(3, 2, 9) @ inputs).mean(axis=2)
         change = bias_change(w, quantized, moments(x, reference), correct).reshape(3, 2)
         np.testing.assert_allclose(made + change, meant, atol=1e-5)
+
+
+def test_few_samples_are_not_fitted_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(8)
+    x = correlated(random, 1, 60, 20_000)
+    w = random.normal(size=(30, 60, 1, 1)).astype(np.float32)
+    grid = round_to_nearest(w, 3)
+    few, held_out = moments(x[:, :, :30], x[:, :, :30]), moments(x, x)
+
+    def noise(quantized: QuantizedWeights) -> float:
+        return float(output_noise(w, quantized, held_out, SecondOrder(damping=0.0)).sum())
+
+    careful = noise(round_second_order(w, grid, few))
+    monkeypatch.setattr("tvm_mpq.quantization.second_order._ENOUGH", 0.0)
+    blind = noise(round_second_order(w, grid, few))
+    assert careful < noise(grid)
+    assert careful < 0.9 * blind
+
+
+def test_noise_is_the_error_of_the_outputs() -> None:
+    random = np.random.default_rng(9)
+    x = correlated(random, 3, 9)
+    w = random.normal(size=(6, 1, 3, 3)).astype(np.float32)
+    quantized = round_to_nearest(w, 3)
+    delta = (quantized.real.astype(np.float64) - w).reshape(3, 2, 9) @ x
+    expected = delta.var(axis=2).reshape(-1)
+    found = output_noise(w, quantized, moments(x, x), SecondOrder(damping=0.0))
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert (output_noise(w, quantized, moments(x, x)) > found).all()

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tvm_mpq.quantization.patches import Window, patches
 
 Floats = npt.NDArray[np.float64]
+Patches = npt.NDArray[np.float32]
 
 # Neighbouring positions are alike: of a large map, half as many as there are moments a row say as much as all.
 _FEWEST = 64
@@ -33,32 +34,35 @@ class InputStatistics:
     cross: Floats
 
 
-class Covariance:
-    """Adds up the moments of one operator. Products are float32 within a batch, sums of batches float64.
-
-    Large maps are looked at on a grid of positions that moves with each batch.
-    """
+class Sampler:
+    """The patches of one operator's inputs, of large maps on a grid of positions that moves with each batch."""
 
     def __init__(self, window: Window) -> None:
-        self._window = window
-        self._batches = 0
+        self.window = window
+
+    def __call__(self, x: npt.NDArray[Any], batch: int) -> Patches:
+        """[groups, K, positions] float32 of the ``batch``-th batch, real values [N, H, W, C]."""
+        rows, columns = self.window.outputs(x.shape[1], x.shape[2])
+        reduction = x.shape[3] // self.window.groups * self.window.kernel[0] * self.window.kernel[1]
+        every = max(1, math.ceil(math.sqrt(rows * columns / max(_FEWEST, reduction // 2))))
+        return patches(np.asarray(x, np.float32), self.window, every, batch)
+
+
+class Covariance:
+    """Adds up the moments of one operator. Products are float32 within a batch, sums of batches float64."""
+
+    def __init__(self) -> None:
         self._count = 0
         self._sums: list[Floats] = []
 
-    def update(self, x: npt.NDArray[Any], reference: npt.NDArray[Any]) -> None:
-        """Add a batch: real values [N, H, W, C] of the quantized network and of fp32, of equal shape."""
-        rows, columns = self._window.outputs(x.shape[1], x.shape[2])
-        reduction = x.shape[3] // self._window.groups * self._window.kernel[0] * self._window.kernel[1]
-        every = max(1, math.ceil(math.sqrt(rows * columns / max(_FEWEST, reduction // 2))))
-        seen = patches(np.asarray(x, np.float32), self._window, every, self._batches)
-        meant = patches(np.asarray(reference, np.float32), self._window, every, self._batches)
+    def update(self, seen: Patches, meant: Patches) -> None:
+        """Add patches [groups, K, positions] of the quantized network and of fp32 at the same positions."""
         turned = seen.transpose(0, 2, 1)
         parts = [seen.sum(axis=2), np.matmul(seen, turned), meant.sum(axis=2), np.matmul(meant, turned)]
         if not self._sums:
             self._sums = [np.zeros(part.shape) for part in parts]
         for total, part in zip(self._sums, parts, strict=True):
             total += part
-        self._batches += 1
         self._count += seen.shape[2]
 
     def statistics(self) -> InputStatistics:

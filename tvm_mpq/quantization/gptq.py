@@ -28,7 +28,6 @@ def damped(second: Floats, damping: float) -> Floats:
     """
     diagonal = np.diagonal(second, axis1=1, axis2=2)
     extra = damping * diagonal.mean(axis=1, keepdims=True) + (diagonal <= 0.0)
-    extra = np.where(extra > 0.0, extra, 1.0)
     k = second.shape[1]
     result = second.copy()
     result[:, np.arange(k), np.arange(k)] += extra

@@ -25,10 +25,12 @@ from tvm_mpq.quantization.weights import QuantizedWeights, largest_code
 
 Floats = npt.NDArray[np.float64]
 
+_ENOUGH = 10.0
+
 
 @dataclass(frozen=True)
 class SecondOrder:
-    """How to round. ``damping`` is relative to the mean variance of the inputs.
+    """How to round. ``damping`` is relative to the mean variance of the inputs, and grows where they were few.
 
     ``scales`` are the multiples of the given scale that each row tries; ``passes`` of coordinate descent follow GPTQ.
     ``correct`` takes fp32's output as the target (W') and not that of the unquantized weights on the quantized input:
@@ -57,7 +59,7 @@ def round_second_order(
     groups, k = statistics.mean.shape
     rows = w.reshape(groups, -1, k).astype(np.float64)
     moments = _moments(statistics, chosen.centred)
-    second = damped(moments[0], chosen.damping)
+    second = _trusted(moments[0], statistics.count, chosen.damping)
     target = _corrected(rows, second, moments[0], moments[1]) if chosen.correct else rows
     step = (grid.scale.astype(np.float64)[:, None, None, None] * grid.element_multiplier).reshape(rows.shape)
     limit = largest_code(grid.bits)
@@ -77,6 +79,24 @@ def round_second_order(
     return replace(grid, codes=picked.reshape(w.shape).astype(np.int8), scale=scale.astype(np.float32))
 
 
+def output_noise(
+    w: npt.NDArray[np.float32],
+    quantized: QuantizedWeights,
+    statistics: InputStatistics,
+    options: SecondOrder | None = None,
+) -> Floats:
+    """The mean squared error [O] of the output that rounding alone makes, with the moments that rounding trusted.
+
+    Without the damping, weights that were fitted to few samples would look better than they are.
+    """
+    chosen = options or SecondOrder()
+    groups, k = statistics.mean.shape
+    delta = (quantized.real.astype(np.float64) - w).reshape(groups, -1, k)
+    moments, _ = _moments(statistics, chosen.centred)
+    second = _trusted(moments, statistics.count, chosen.damping)
+    return np.asarray(np.einsum("grk,grk->gr", delta @ second, delta), np.float64).reshape(-1)
+
+
 def bias_change(
     w: npt.NDArray[np.float32],
     quantized: QuantizedWeights,
@@ -93,6 +113,15 @@ def bias_change(
     wanted = statistics.reference_mean if correct else statistics.mean
     change = np.einsum("grk,gk->gr", meant, wanted) - np.einsum("grk,gk->gr", made, statistics.mean)
     return change.reshape(-1).astype(np.float32)
+
+
+def _trusted(moments: Floats, count: int, damping: float) -> Floats:
+    """``moments`` with a damping that grows once there are fewer than _ENOUGH positions for each of K elements.
+
+    A classifier behind a global pool sees one position a sample: of 1280 directions, 256 samples leave 1024 unseen,
+    and codes that put all their error there do harm on other samples.
+    """
+    return damped(moments, damping * max(1.0, _ENOUGH * moments.shape[1] / count))
 
 
 def _moments(statistics: InputStatistics, centred: bool) -> tuple[Floats, Floats]:

@@ -17,7 +17,7 @@ from tvm_mpq.dataset import Dataset
 from tvm_mpq.frontend import io_specs
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.precision import FP32
-from tvm_mpq.quantization.covariance import Covariance, InputStatistics
+from tvm_mpq.quantization.covariance import Covariance, InputStatistics, Sampler
 from tvm_mpq.quantization.grid import Grid
 from tvm_mpq.quantization.patches import Window
 from tvm_mpq.runtime.threads import available_threads, run_with_threads
@@ -102,7 +102,7 @@ def input_statistics(
     wanted = sources(annotated)
     if only is not None:
         wanted = {name: wanted[name] for name in only}
-    totals = {name: Covariance(source.window) for name, source in wanted.items()}
+    totals = {name: Covariance() for name in wanted}
     count = max(1, len(dataset) // batch)
     task = None if progress is None else progress.add_task("Input statistics", total=count)
     for index, arrays in enumerate(dataset.batches(batch)):
@@ -111,7 +111,9 @@ def input_statistics(
         given = [arrays[spec.name] for spec in inputs]
         met, meant = quantized(given), reference(given)
         for name, source in wanted.items():
-            totals[name].update(source.values(given, met, False), source.values(given, meant, True))
+            sample = Sampler(source.window)
+            pair = (source.values(given, met, False), source.values(given, meant, True))
+            totals[name].update(*(sample(x, index) for x in pair))
         if progress is not None and task is not None:
             progress.advance(task)
     return {name: total.statistics() for name, total in totals.items()}
