@@ -10,7 +10,8 @@ import math
 import numpy as np
 import onnx
 import pytest
-from small_networks import branches, mixed, prepared, tokens
+from frontend_networks import network, weights
+from small_networks import branches, kernel, mixed, node, prepare, prepared, tokens
 from tiny_package import tiny_package
 
 from tvm_mpq import cli
@@ -97,6 +98,21 @@ def test_work_and_bytes_are_those_of_the_operator():
     pairs = {"avx2": 2, "avx512": 2, "avxvnni": 2, "avx512vnni": 2, "generic": 1}
     expected = eight["dw"].macs * pairs[host_target().instruction] * (2 + 1 / 3) / 2
     assert eight["dw"].steps == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "precision", ["w8a8", "w5a8", "w4a8", "w2a8", "w4g4a8", "fp16", "w8a32", "w4a32", "w4g32a32"]
+)
+def test_every_precision_has_a_step_with_a_loop(precision):
+    constants = {"w": weights(64, 16, seed=1), "p": kernel(64, 4, 1, 1, 2)}
+    nodes = [node("Conv", "x p", "conv"), node("Reshape", "conv s", "rows"), node("MatMul", "rows w", "y")]
+    model = network(nodes, {"x": [1, 4, 3, 3]}, ["y"], {**constants, "s": np.array([9, 64])})
+    made = prepare(model)
+    listed = kernel_calls(made.lower(made.annotate(made.plan(precision))))
+    steps = [c for c in listed if c.macs]
+    assert [c.operator for c in steps] == ["conv", "y"]
+    assert all(find_step(c.step).macs > 0 and c.steps > 0 for c in steps)
+    assert steps[1].macs == 9 * 64 * 16
 
 
 def test_a_run_calls_what_the_package_lists(package, found):
