@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tvm_mpq.kernels.intrinsic import FLOAT, INTEGER, Intrinsic
 from tvm_mpq.kernels.spec import KernelSpec
-from tvm_mpq.kernels.weight_only import BLOCK, DIGITS, INSTRUCTIONS
+from tvm_mpq.kernels.weight_only import BLOCK, DIGITS
 
 _WIDENING = {**INTEGER, "avx512vnni": INTEGER["avx512"], "avxvnni": INTEGER["avx2"]}
 """The step of products that do not share an accumulator lane: no instruction for four bytes applies."""
@@ -41,11 +41,6 @@ def kernel_work(spec: KernelSpec) -> Work:
         dot = spec.weight_only.dot
         words = f"x{BLOCK // 4}" if dot.family == "pmaddubsw" else ""
         return Work(f"{dot.family}{32 * dot.lanes}{words}", macs, float(DIGITS * macs))
-    if spec.family == "weight_only":
-        # Each float is three digits of 8 bits; pmaddubsw adds a block of them, four to a word, in int16.
-        dot = INSTRUCTIONS[spec.instruction]
-        words = f"x{BLOCK // 4}" if dot.family == "pmaddubsw" else ""
-        return Work(f"{dot.family}{32 * dot.lanes}{words}", macs, macs * DIGITS)
     if spec.family == "winograd":
         return Work(step_name(spec.row), macs, macs * 16.0 / 36.0)
     return Work(step_name(spec.row), macs, macs)
