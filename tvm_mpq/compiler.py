@@ -71,10 +71,7 @@ def compile_model(
     names = [operator.name for operator in operators(mod)]
     chosen = PrecisionPlan.uniform(names, Precision.parse(precision)) if plan is None else plan
     chosen.check(names)
-    for value in {str(value): value for value in chosen.operators.values()}.values():
-        if not machine.supports(value):
-            known = ", ".join(machine.precisions)
-            raise MpqError(f"the target {machine.name} has no kernels for {value}: use {known}")
+    machine.require(chosen.operators.values())
 
     ranges, information, digest = TensorRanges({}, {}), None, None
     if any(value.integer_activations for value in chosen.operators.values()):

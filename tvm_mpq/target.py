@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -98,6 +98,13 @@ class Target:
         import tvm  # takes a second: only who compiles pays it
 
         return tvm.target.Target(self.tvm_dict())
+
+    def require(self, precisions: Iterable[Precision]) -> None:
+        """Raise MpqError that names one of ``precisions`` without kernels here, if there is one."""
+        for precision in dict.fromkeys(precisions):
+            if not self.supports(precision):
+                known = ", ".join(self.precisions)
+                raise MpqError(f"the target {self.name} has no kernels for {precision}: use {known}")
 
     def supports(self, precision: Precision) -> bool:
         """Whether the kernels for this target know ``precision``."""

@@ -56,6 +56,7 @@ def tune_model(
     names = [operator.name for operator in operators(mod)]
     chosen = PrecisionPlan.uniform(names, Precision.parse(precision)) if plan is None else plan
     chosen.check(names)
+    machine.require(chosen.operators.values())
     precisions = {str(value) for value in chosen.operators.values()}
     label = precisions.pop() if len(precisions) == 1 else "plan"
     plans = {label: workloads(mod, chosen, machine)}
