@@ -75,7 +75,7 @@ def time_network(name: str, options: argparse.Namespace) -> list[Line]:
 
 
 def _weights(package: Package) -> int:
-    return package.metadata.storage.weights
+    return package.metadata.storage.weights_resident
 
 
 def _print(lines: list[Line]) -> None:

@@ -264,3 +264,12 @@ def test_the_command_line_says_what_is_saved(tmp_path, capsys, monkeypatch):
         storage["weights"],
         storage["weights_resident"],
     )
+
+
+def test_weights_that_the_library_cannot_expand_are_answered_in_one_line(packages):
+    """Only a package put together by hand gets here: files are checked against their hashes before."""
+    package = packages(mixed, "generic")
+    other = Package(package.metadata, package.plan, package.library, package.weights[:-1])
+    with pytest.raises(MpqError, match="cannot expand the package's weights") as caught:
+        Session(other, 1)
+    assert "\n" not in str(caught.value)

@@ -61,7 +61,7 @@ def unpack(content: bytes, limits: Mapping[str, int], source: str) -> dict[str, 
         raise MpqError(f"{source} is truncated or damaged: copy or compile it again") from None
     for name in limits:
         if name not in members:
-            raise MpqError(f"{source} is not a complete package: {name} is missing")
+            raise MpqError(f"{source} is not a complete package: {name} is missing; copy or compile it again")
     _check_sums(members, source)
     del members[CHECKSUMS]
     return members
