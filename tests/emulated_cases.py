@@ -22,7 +22,8 @@ from tvm_mpq.kernels.winograd import WinogradGeometry
 from tvm_mpq.quantization.addition import addition_factors
 from tvm_mpq.quantization.bias import fold_zero_point
 from tvm_mpq.quantization.grid import Grid
-from tvm_mpq.quantization.packing import pack_channels, pack_depthwise, pack_weights
+from tvm_mpq.quantization.int16_sums import fitting_words
+from tvm_mpq.quantization.packing import pack_channels, pack_depthwise, pack_factors, pack_weights
 from tvm_mpq.quantization.winograd import pack_winograd
 
 ZEROS = (117, 3)
@@ -39,8 +40,15 @@ class Case:
     expected: np.ndarray
 
 
-def _spec(family: str, shape: ConvolutionShape, dtype: str = "uint8", out: str | None = None) -> KernelSpec:
-    return KernelSpec(family, shape, dtype, Output(out or dtype), instruction="")
+def _spec(
+    family: str,
+    shape: ConvolutionShape,
+    dtype: str = "uint8",
+    out: str | None = None,
+    bits: int = 8,
+    group: int = 0,
+) -> KernelSpec:
+    return KernelSpec(family, shape, dtype, Output(out or dtype), "", bits, group)
 
 
 SPECS: dict[str, KernelSpec] = {
@@ -58,6 +66,12 @@ SPECS: dict[str, KernelSpec] = {
     ),
     "3x3 of odd groups": _spec("conv2d", ConvolutionShape(1, 4, 4, 38, 32, (3, 3), (1, 1), SAME, groups=2)),
     "long sums": _spec("conv2d", ConvolutionShape(1, 2, 3, 2048, 16)),
+    "1x1 of 4 bits": _spec("conv2d", ConvolutionShape(1, 6, 5, 64, 48), bits=4),
+    "3x3 of 4 bits": _spec("conv2d", ConvolutionShape(1, 6, 7, 19, 33, (3, 3), (1, 1), SAME), bits=4),
+    "1x1 of 4 bits in groups": _spec("conv2d", ConvolutionShape(1, 6, 5, 64, 48), bits=4, group=32),
+    "3x3 of 2 bits in groups": _spec(
+        "conv2d", ConvolutionShape(1, 7, 6, 24, 32, (3, 3), (2, 2), SAME), bits=2, group=12
+    ),
     "depthwise 3x3": _spec("depthwise", ConvolutionShape(1, 9, 9, 32, 32, (3, 3), (1, 1), SAME, groups=32)),
     "depthwise 5x5 strided": _spec(
         "depthwise", ConvolutionShape(1, 11, 9, 19, 38, (5, 5), (2, 2), (2, 2, 2, 2), groups=19)
@@ -107,20 +121,35 @@ def weighted(spec: KernelSpec) -> Case:
         values = (w.astype(np.float32), bias.astype(np.float32))
         return Case(spec.schedule(), (_rows(x.astype(np.float32)), *_pack(spec, *values)), sums)
     q = np.where(rng.random(image) < 0.5, rng.choice([0, 255], image), rng.integers(0, 256, image))
+    most = 2 ** (spec.weight_bits - 1) - 1
     codes = np.where(
-        rng.random(filters) < 0.5, rng.choice([-127, 127], filters), rng.integers(-127, 128, filters)
+        rng.random(filters) < 0.5, rng.choice([-most, most], filters), rng.integers(-most, most + 1, filters)
     )
-    q, codes = q.astype(np.uint8), codes.astype(np.int8)
+    q, codes, factors = q.astype(np.uint8), codes.astype(np.int8), None
+    multiplied = codes
+    if spec.weight_group:
+        count = -(-shape.run // spec.weight_group)
+        size = (shape.out_channels, shape.kernel[0], count)
+        factors = rng.integers(1, 127 // most + 1, size).astype(np.int8)
+        multiplied = _multiply(codes, factors, spec.weight_group)
+    spec = replace(spec, int16_words=fitting_words(multiplied))
+    if not spec.row.multiplied:
+        codes, factors = multiplied, None
     bias = rng.integers(-5000, 5000, shape.out_channels).astype(np.int32)
-    multiplier = rng.random(shape.out_channels) * (8e-3 / np.sqrt(codes[0].size)) + 1e-6
+    spread = 1.0 / (127 if spec.weight_group else most)
+    multiplier = rng.random(shape.out_channels) * (spread / np.sqrt(codes[0].size)) + 1e-6
     multiplier = multiplier.astype(np.float32)
     unshifted = spec.family == "depthwise" or spec.row.activation == "uint8"
-    folded = fold_zero_point(bias, codes, ZEROS[0]) if unshifted else bias
-    arguments = (_rows(q), *_pack(spec, codes, folded, multiplier), np.array(ZEROS, np.int32))
+    folded = fold_zero_point(bias, multiplied, ZEROS[0]) if unshifted else bias
+    arguments = (
+        _rows(q),
+        *_pack(spec, codes, folded, multiplier, factors=factors),
+        np.array(ZEROS, np.int32),
+    )
     if spec.out.dtype == "uint8":
-        expected = quantized_convolution(q, codes, bias, multiplier, ZEROS, shape)
+        expected = quantized_convolution(q, multiplied, bias, multiplier, ZEROS, shape)
     else:
-        acc = convolve(q.astype(np.int64) - ZEROS[0], codes.astype(np.int64), shape) + bias
+        acc = convolve(q.astype(np.int64) - ZEROS[0], multiplied.astype(np.int64), shape) + bias
         expected = acc.reshape(shape.rows, -1).astype(np.int32).astype(np.float32) * multiplier
     return Case(spec.schedule(), arguments, expected)
 
@@ -129,7 +158,17 @@ def _rows(x: np.ndarray) -> np.ndarray:
     return x.reshape(-1, x.shape[-1])
 
 
-def _pack(spec: KernelSpec, weights: np.ndarray, *each: np.ndarray) -> list[np.ndarray]:
+def _multiply(codes: np.ndarray, factors: np.ndarray, group: int) -> np.ndarray:
+    """The int8 codes that codes in groups of a common factor stand for."""
+    o, i, r, s = codes.shape
+    rows = codes.transpose(0, 2, 3, 1).reshape(o, r, s * i)
+    rows = rows * np.repeat(factors, group, axis=2)[:, :, : s * i]
+    return rows.reshape(o, r, s, i).transpose(0, 3, 1, 2).astype(np.int8)
+
+
+def _pack(
+    spec: KernelSpec, weights: np.ndarray, *each: np.ndarray, factors: np.ndarray | None = None
+) -> list[np.ndarray]:
     """The weights, and what there is for each output channel, as the kernel reads them."""
     if spec.family == "depthwise":
         return [pack_depthwise(weights), *each]
@@ -138,8 +177,10 @@ def _pack(spec: KernelSpec, weights: np.ndarray, *each: np.ndarray) -> list[np.n
         tiled = WinogradGeometry(spec.shape, row)
         packed = pack_winograd(weights, tiled.channels, tiled.block, row.group)
         return [packed, *(pack_channels(values, 1, tiled.block) for values in each)]
-    packed = pack_weights(weights, groups, row.lanes, row.group)
-    return [packed, *(pack_channels(values, groups, row.lanes) for values in each)]
+    packed = [pack_weights(weights, groups, row.lanes, row.group, row.words, row.nibbles)]
+    if factors is not None:
+        packed.append(pack_factors(factors, groups, row.lanes))
+    return [*packed, *(pack_channels(values, groups, row.lanes) for values in each)]
 
 
 SOURCE, OTHER, OUT = (
