@@ -243,3 +243,19 @@ def test_noise_is_the_error_of_the_outputs() -> None:
     found = output_noise(w, quantized, moments(x, x), SecondOrder(damping=0.0))
     np.testing.assert_allclose(found, expected, rtol=1e-9)
     assert (output_noise(w, quantized, moments(x, x)) > found).all()
+
+
+def test_rounding_keeps_the_gain() -> None:
+    random = np.random.default_rng(10)
+    x = correlated(random, 1, 40, 4_000)
+    x -= x.mean(axis=2, keepdims=True)
+    w = random.normal(size=(20, 40, 1, 1)).astype(np.float32)
+    grid, exact = round_to_nearest(w, 2), w.reshape(1, 20, 40) @ x
+
+    def slopes(keep_gain: bool) -> Floats:
+        options = SecondOrder(damping=0.0, scales=(0.9, 1.0, 1.1), keep_gain=keep_gain)
+        made = round_second_order(w, grid, moments(x, x), options).real.reshape(1, 20, 40) @ x
+        return np.asarray((made * exact).sum(axis=2) / (exact**2).sum(axis=2))
+
+    assert slopes(False).mean() < 0.97
+    np.testing.assert_allclose(slopes(True), 1.0, atol=1e-5)
