@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from reference import convolve, quantized_average, quantized_convolution, quantized_sum, rescaled
@@ -22,9 +23,12 @@ from tvm_mpq.kernels.winograd import WinogradGeometry
 from tvm_mpq.quantization.addition import addition_factors
 from tvm_mpq.quantization.bias import fold_zero_point
 from tvm_mpq.quantization.grid import Grid
+from tvm_mpq.quantization.half import to_half
 from tvm_mpq.quantization.int16_sums import fitting_words
 from tvm_mpq.quantization.packing import pack_channels, pack_depthwise, pack_factors, pack_weights
+from tvm_mpq.quantization.weights import QuantizedWeights, largest_code
 from tvm_mpq.quantization.winograd import pack_winograd
+from tvm_mpq.transform.lower_weight_only import as_read, packed_constants
 
 ZEROS = (117, 3)
 """The zero-points of input and output."""
@@ -49,6 +53,10 @@ def _spec(
     group: int = 0,
 ) -> KernelSpec:
     return KernelSpec(family, shape, dtype, Output(out or dtype), "", bits, group)
+
+
+def _narrow(family: str, shape: ConvolutionShape, **weights: Any) -> KernelSpec:
+    return replace(_spec(family, shape, "float32"), **weights)
 
 
 SPECS: dict[str, KernelSpec] = {
@@ -90,6 +98,38 @@ SPECS: dict[str, KernelSpec] = {
     ),
     "float matmul": _spec("matmul", ConvolutionShape(9, 1, 1, 61, 33), "float32"),
     "float winograd": _spec("winograd", ConvolutionShape(1, 7, 8, 16, 24, (3, 3), (1, 1), SAME), "float32"),
+    "4-bit codes, one row": _narrow(
+        "weight_only", ConvolutionShape(1, 1, 1, 100, 37), weight_bits=4, weight_group=32
+    ),
+    "4-bit codes, some rows": _narrow("weight_only", ConvolutionShape(5, 1, 1, 64, 64), weight_bits=4),
+    "4-bit codes, many rows": _narrow(
+        "weight_only", ConvolutionShape(27, 1, 1, 101, 48), weight_bits=4, weight_group=64
+    ),
+    "2-bit codes, some rows": _narrow(
+        "weight_only", ConvolutionShape(3, 1, 1, 70, 33), weight_bits=2, weight_group=32
+    ),
+    "2-bit codes, many rows": _narrow(
+        "weight_only", ConvolutionShape(14, 1, 1, 96, 32), weight_bits=2, weight_group=32
+    ),
+    "float16 3x3": _narrow(
+        "conv2d", ConvolutionShape(1, 6, 7, 5, 40, (3, 3), (2, 2), SAME), weight_dtype="float16"
+    ),
+    "bfloat16 3x3": _narrow(
+        "conv2d", ConvolutionShape(1, 9, 8, 10, 48, (3, 3), (1, 1), SAME), weight_dtype="bfloat16"
+    ),
+    "bfloat16 matmul": _narrow("matmul", ConvolutionShape(9, 1, 1, 61, 33), weight_dtype="bfloat16"),
+    "float16 depthwise": _narrow(
+        "depthwise",
+        ConvolutionShape(1, 7, 8, 24, 24, (3, 3), (1, 1), SAME, groups=24),
+        weight_dtype="float16",
+    ),
+    "bfloat16 winograd": _narrow(
+        "winograd", ConvolutionShape(1, 7, 8, 16, 24, (3, 3), (1, 1), SAME), weight_dtype="bfloat16"
+    ),
+    "int8 winograd of floats": _narrow(
+        "winograd", ConvolutionShape(1, 7, 8, 16, 24, (3, 3), (1, 1), SAME), weight_dtype="int8"
+    ),
+    "int8 matmul of floats": _narrow("matmul", ConvolutionShape(3, 1, 1, 40, 24), weight_dtype="int8"),
 }
 
 
@@ -113,12 +153,18 @@ def weighted(spec: KernelSpec) -> Case:
     rng = np.random.default_rng(len(spec.name))
     image = (shape.batch, shape.height, shape.width, shape.in_channels)
     filters = (shape.out_channels, shape.in_channels // shape.groups, *shape.kernel)
+    if spec.family == "weight_only":
+        return packed_codes(spec)
     if spec.in_dtype == "float32":
         # Small integers: exact in any order of summation, and times Winograd's factors.
         x, w = rng.integers(-9, 10, image), rng.integers(-9, 10, filters)
         bias = rng.integers(-50, 50, shape.out_channels)
         sums = (convolve(x, w, shape) + bias).reshape(shape.rows, -1).astype(np.float32)
-        values = (w.astype(np.float32), bias.astype(np.float32))
+        values = [w.astype(np.float32), bias.astype(np.float32)]
+        if spec.weight_dtype == "int8":
+            values = [w.astype(np.int8), values[1], np.ones(shape.out_channels, np.float32)]
+        elif spec.weight_dtype != "float32":
+            values[0] = as_read(to_half(values[0], spec.weight_dtype), spec)
         return Case(spec.schedule(), (_rows(x.astype(np.float32)), *_pack(spec, *values)), sums)
     q = np.where(rng.random(image) < 0.5, rng.choice([0, 255], image), rng.integers(0, 256, image))
     most = 2 ** (spec.weight_bits - 1) - 1
@@ -152,6 +198,23 @@ def weighted(spec: KernelSpec) -> Case:
         acc = convolve(q.astype(np.int64) - ZEROS[0], multiplied.astype(np.int64), shape) + bias
         expected = acc.reshape(shape.rows, -1).astype(np.int32).astype(np.float32) * multiplier
     return Case(spec.schedule(), arguments, expected)
+
+
+def packed_codes(spec: KernelSpec) -> Case:
+    """A multiplication of floats by packed codes; small integers again."""
+    shape, rng = spec.shape, np.random.default_rng(spec.weight_bits)
+    limit = largest_code(spec.weight_bits)
+    codes = rng.integers(-limit, limit + 1, (shape.out_channels, shape.in_channels, 1, 1)).astype(np.int8)
+    scale, multiplier = np.ones(shape.out_channels, np.float32), None
+    if spec.weight_group:
+        count = -(-shape.in_channels // spec.weight_group)
+        multiplier = rng.integers(1, 19, (shape.out_channels, count)).astype(np.uint8)
+    weights = QuantizedWeights(codes, scale, spec.weight_bits, multiplier, spec.weight_group)
+    x = rng.integers(-9, 10, (shape.rows, shape.in_channels))
+    bias = rng.integers(-50, 50, shape.out_channels)
+    sums = (x @ weights.int8[:, :, 0, 0].astype(np.int64).T + bias).astype(np.float32)
+    constants = packed_constants(weights, bias.astype(np.float32), spec)
+    return Case(spec.schedule(), (x.astype(np.float32), *constants), sums)
 
 
 def _rows(x: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ TARGETS = {
     "avx512": "x86-64-v4",
     "avxvnni": "alderlake",
     "avx512vnni": "cascadelake",
+    "avx512bf16": "znver4",
 }
 
 

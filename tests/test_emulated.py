@@ -90,6 +90,17 @@ def one_by_one(target: str, *changes: np.ndarray) -> tuple[Program, Buffer]:
     return program, load(program, "1x1", replace(case, arguments=(*changes, *case.arguments[len(changes) :])))
 
 
+@pytest.mark.parametrize("target", ["znver4"], indirect=True)
+def test_bfloat16_activations_meet_bfloat16_weights_where_there_is_an_instruction(target: str) -> None:
+    known = cases(load_target(target).instruction)
+    chosen = [known[name] for name in ("bfloat16 3x3", "bfloat16 matmul")]
+    program = Program()
+    outputs = [load(program, f"kernel{place}", case) for place, case in enumerate(chosen)]
+    assert re.search(r"\tvdpbf16ps\t.*zmm", program.kernels(target))
+    for result, case in zip(run_emulated(program, outputs, target), chosen, strict=True):
+        np.testing.assert_array_equal(result, case.expected)
+
+
 def test_kernels_are_made_of_the_instruction(target: str) -> None:
     assembly = one_by_one(target)[0].kernels(target)
     mnemonic, register = MNEMONICS[target]

@@ -95,7 +95,7 @@ def test_work_and_bytes_are_those_of_the_operator():
     eight = {call.operator: call for call in calls(branches, "w8a8")}
     assert eight["dw"].output_bytes == 512
     # A product and a sum for each multiply-accumulate, and a widening load for every third.
-    pairs = {"avx2": 2, "avx512": 2, "avxvnni": 2, "avx512vnni": 2, "generic": 1}
+    pairs = {"avx2": 2, "avx512": 2, "avxvnni": 2, "avx512vnni": 2, "avx512bf16": 2, "generic": 1}
     expected = eight["dw"].macs * pairs[host_target().instruction] * (2 + 1 / 3) / 2
     assert eight["dw"].steps == pytest.approx(expected)
 
@@ -178,7 +178,10 @@ def test_the_roof_is_the_slower_of_multiplying_and_moving():
 
 def test_peaks_are_measured_and_not_left_away():
     """A loop that LLVM shortens is many times faster than a machine; one that loads is slower than reading."""
-    steps = {"generic": ["mul128", "mullo128"], "avx512vnni": ["fma512", "vpdpbusd512"]}
+    steps = {
+        "generic": ["mul128", "mullo128"],
+        **{name: ["fma512", "vpdpbusd512"] for name in ("avx512vnni", "avx512bf16")},
+    }
     chosen = steps.get(host_target().instruction, ["fma256", "pmaddwd256", "pmaddubsw256x1", "mullo256"])
     peaks = measure_peaks(chosen, host_target().tvm_dict(), 1)
     assert list(peaks.macs_per_second) == sorted(chosen)

@@ -83,6 +83,7 @@ def test_a_target_needs_all_that_its_compiler_may_use(name):
 @pytest.mark.parametrize(
     ("instruction", "feature"),
     [
+        ("avx512bf16", "avx512_bf16"),
         ("avx512vnni", "avx512_vnni"),
         ("avxvnni", "avx_vnni"),
         ("avx512", "avx512bw"),
@@ -98,6 +99,13 @@ def test_an_instruction_is_among_the_features(instruction, feature):
 @pytest.mark.parametrize(
     ("flags", "instruction", "mcpu", "mattr"),
     [
+        (
+            {*X86_64_V4, "avx512_vnni", "avx512_bf16"},
+            "avx512bf16",
+            "x86-64-v4",
+            ("+avx512vnni", "+avx512bf16"),
+        ),
+        ({*X86_64_V4, "avx512_bf16"}, "avx512", "x86-64-v4", ()),
         ({*X86_64_V4, "avx512_vnni", "avx_vnni"}, "avx512vnni", "x86-64-v4", ("+avx512vnni",)),
         ({*X86_64_V4, "avx_vnni"}, "avxvnni", "x86-64-v3", ("+avxvnni",)),
         ({*X86_64_V3, "avx_vnni"}, "avxvnni", "x86-64-v3", ("+avxvnni",)),
@@ -155,7 +163,7 @@ def test_a_target_can_be_a_users_own_file(tmp_path):
     [
         ("name = ", "name ", "not valid TOML"),
         ('name = "x86-64-v3"', "", "the field 'name' must be a text, not None"),
-        ('instruction = "avx2"', 'instruction = "avx3"', "unknown instruction 'avx3'; known are avx512vnni"),
+        ('instruction = "avx2"', 'instruction = "avx3"', "unknown instruction 'avx3'; known are avx512bf16"),
         ('"w8a8"', '"w9a8"', "unknown precision 'w9a8'"),
         ('"w4g*a8"', '"w4g*b8"', "unknown precision"),
         (PRECISIONS, '"w8a8"', "the field 'precisions' must be a list of texts, not 'w8a8'"),

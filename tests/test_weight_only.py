@@ -17,9 +17,10 @@ from tvm import te
 
 from tvm_mpq.compiler import compile_model
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
-from tvm_mpq.kernels.narrow_weights import widened
+from tvm_mpq.kernels.narrow_weights import to_bfloat16, widened
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.kernels.weight_only import BLOCK, WeightOnlyTile
+from tvm_mpq.kernels.weight_only_panel import weight_only_panel
 from tvm_mpq.kernels.weight_only_program import weight_only
 from tvm_mpq.precision import Precision
 from tvm_mpq.quantization.half import from_half, holds, to_half
@@ -73,12 +74,14 @@ def largest_error(found: np.ndarray, x: np.ndarray, w: QuantizedWeights, bias: n
 @INSTRUCTIONS
 @EXAMPLES
 @given(
-    rows=st.sampled_from([1, 2, 3, 5, 9]),
+    rows=st.sampled_from([1, 2, 3, 5, 9, 23]),
     inputs=st.sampled_from([1, 31, 32, 64, 100, 129]),
     outputs=st.sampled_from([1, 8, 16, 24, 33, 64]),
     bits=st.sampled_from([2, 3, 4]),
     group=st.sampled_from([0, 32, 64]),
-    tile=st.sampled_from([None, WeightOnlyTile(1, 2, 1), WeightOnlyTile(2, 1, 1)]),
+    tile=st.sampled_from(
+        [None, WeightOnlyTile(1, 2, 1), WeightOnlyTile(2, 1, 1), WeightOnlyTile(4, 2, 1, panel=True)]
+    ),
     spread=st.sampled_from([0.0, 4.0]),
     seed=st.integers(0, 99),
 )
@@ -91,8 +94,10 @@ def test_kernels_are_as_good_as_float_sums(
     bias = rng.standard_normal(outputs).astype(np.float32)
     w = random_weights(outputs, inputs, bits, group, seed)
     spec = spec_of(rows, w, instruction)
-    kernel = spec.schedule() if tile is None else weight_only(spec.weight_only, spec.out, tile)
-    found = run(kernel, instruction, x, *packed_constants(w, bias, spec))
+    program = spec.schedule()
+    if tile is not None:
+        program = (weight_only_panel if tile.panel else weight_only)(spec.weight_only, spec.out, tile)
+    found = run(program, instruction, x, *packed_constants(w, bias, spec))
     assert largest_error(found, x, w, bias) < 1e-6
 
 
@@ -105,7 +110,8 @@ def test_blocks_of_any_size_are_exact_to_their_largest_element():
     w = QuantizedWeights(np.eye(64, dtype=np.int8)[:, :, None, None], np.ones(64, np.float32), 4)
     spec = spec_of(8, w, "avx2")
     require("avx2")
-    found = run(spec.schedule(), "avx2", x, *packed_constants(w, np.zeros(64, np.float32), spec))
+    program = weight_only(spec.weight_only, spec.out, WeightOnlyTile(2, 4, 4))
+    found = run(program, "avx2", x, *packed_constants(w, np.zeros(64, np.float32), spec))
     for row in (3, 5, 6, 7):
         np.testing.assert_array_equal(found[row], x[row])
     for row in (0, 1):
@@ -304,3 +310,28 @@ def test_every_half_float_is_widened_exactly() -> None:
     found = run(te.create_prim_func([x, y]), "generic", bits)
     finite = np.isfinite(halves)
     np.testing.assert_array_equal(found[finite], halves[finite])
+
+
+def test_floats_are_rounded_to_the_nearest_bfloat16() -> None:
+    """Ties, overflow to infinity, subnormal numbers and NaNs among them."""
+    rng = np.random.default_rng(0)
+    special = [
+        0,
+        0x7F7FFFFF,
+        0x7F800000,
+        0xFF800000,
+        0x7F800001,
+        0xFFFFFFFF,
+        0x7FC00000,
+        0x3F808000,
+        0x3F818000,
+        1,
+    ]
+    bits = np.concatenate([np.array(special, np.uint32), rng.integers(0, 2**32, 10006, dtype=np.uint32)])
+    values = bits.view(np.float32)
+    x = te.placeholder(values.shape, "float32", "x")
+    y = te.compute(values.shape, lambda i: to_bfloat16(x[i]), "y")
+    found = run(te.create_prim_func([x, y]), "generic", values).view(ml_dtypes.bfloat16).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        expected = values.astype(ml_dtypes.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(found, expected)

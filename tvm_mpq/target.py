@@ -29,7 +29,7 @@ else:
 
 _FOLDER = resources.files("tvm_mpq") / "targets"
 
-INSTRUCTIONS = ("avx512vnni", "avxvnni", "avx512", "avx2", "generic")
+INSTRUCTIONS = ("avx512bf16", "avx512vnni", "avxvnni", "avx512", "avx2", "generic")
 
 ANY_GROUP = "g*"
 """In a target's list of precisions: groups of any size."""
@@ -128,6 +128,12 @@ def host_target(flags: frozenset[str] | None = None) -> Target:
     """
     flags = cpu_features() if flags is None else flags
     rows = (
+        (
+            "avx512bf16",
+            "x86-64-v4",
+            (*X86_64_V4, "avx512_vnni", "avx512_bf16"),
+            ("+avx512vnni", "+avx512bf16"),
+        ),
         ("avx512vnni", "x86-64-v4", (*X86_64_V4, "avx512_vnni"), ("+avx512vnni",)),
         ("avxvnni", "x86-64-v3", (*X86_64_V3, "avx_vnni"), ("+avxvnni",)),
         ("avx512", "x86-64-v4", X86_64_V4, ()),

@@ -9,9 +9,14 @@ from dataclasses import dataclass
 
 from tvm_mpq.kernels.intrinsic import FLOAT, INTEGER, Intrinsic
 from tvm_mpq.kernels.spec import KernelSpec
-from tvm_mpq.kernels.weight_only import BLOCK, DIGITS
+from tvm_mpq.kernels.weight_only import BLOCK, DIGITS, default_weight_only_tile
 
-_WIDENING = {**INTEGER, "avx512vnni": INTEGER["avx512"], "avxvnni": INTEGER["avx2"]}
+_WIDENING = {
+    **INTEGER,
+    "avx512bf16": INTEGER["avx512"],
+    "avx512vnni": INTEGER["avx512"],
+    "avxvnni": INTEGER["avx2"],
+}
 """The step of products that do not share an accumulator lane: no instruction for four bytes applies."""
 
 
@@ -37,12 +42,17 @@ def kernel_work(spec: KernelSpec) -> Work:
         widening = min(1.0, shape.stride[1] / shape.kernel[1])
         return Work(step_name(row), macs, macs * row.group * (2.0 + widening) / 2.0)
     if spec.family == "weight_only":
+        if default_weight_only_tile(spec.weight_only).panel:
+            return Work(step_name(FLOAT[spec.instruction]), macs, macs)
         # Three digits of an activation each meet the weight; a block of 32 is eight words of four.
         dot = spec.weight_only.dot
         words = f"x{BLOCK // 4}" if dot.family == "pmaddubsw" else ""
         return Work(f"{dot.family}{32 * dot.lanes}{words}", macs, float(DIGITS * macs))
     if spec.family == "winograd":
         return Work(step_name(spec.row), macs, macs * 16.0 / 36.0)
+    if spec.row.family == "vdpbf16ps":
+        # Twice the products of a fused multiply-add of floats.
+        return Work(step_name(FLOAT[spec.instruction]), macs, macs / 2)
     return Work(step_name(spec.row), macs, macs)
 
 

@@ -22,7 +22,7 @@ from tvm import te, tirx
 from tvm.tirx import Expr, PrimFunc
 
 from tvm_mpq.kernels.intrinsic import Intrinsic
-from tvm_mpq.kernels.narrow_weights import stored_dtype, widened
+from tvm_mpq.kernels.narrow_weights import stored_dtype, to_bfloat16, widened
 from tvm_mpq.kernels.requantize import requantize
 from tvm_mpq.kernels.tensor_intrinsics import nibble
 
@@ -157,7 +157,9 @@ def convolution(
         return value.astype("int32") if integer else widened(value, intrinsic.weight)
 
     def product(g: Expr, m: Expr, n: Expr, lane: Expr) -> Expr:
-        value = stage[g, m, k * group + inner].astype(intrinsic.accumulator) * code(g, n, lane)
+        staged = stage[g, m, k * group + inner]
+        staged = staged.astype("int32") if integer else widened(staged, intrinsic.activation)
+        value = staged * code(g, n, lane)
         if factor is not None:
             row_steps, row_groups = steps // shape.kernel[0], -(-shape.run // weight_group)
             at = k // row_steps * row_groups + k % row_steps * group // weight_group
@@ -239,13 +241,15 @@ def _stage(
     oh, ow = shape.out_height, shape.out_width
     # uint8 intrinsics keep the zero-point in the data and pad with it; wider ones subtract it.
     subtract = grid is not None and intrinsic.activation != "uint8"
-    zero: Expr = tirx.const(0, intrinsic.activation)
+    zero: Expr = tirx.const(0, stored_dtype(intrinsic.activation))
     fill = grid[0].astype(intrinsic.activation) if grid is not None and not subtract else zero
     length = shape.reduction(intrinsic.group)
     run = length // shape.kernel[0]
     columns_read = -(-run // per_group)
 
     def convert(value: Expr) -> Expr:
+        if grid is None and intrinsic.activation == "bfloat16":
+            return to_bfloat16(value)
         if grid is None or not subtract:
             return value
         return value.astype(intrinsic.activation) - grid[0].astype(intrinsic.activation)

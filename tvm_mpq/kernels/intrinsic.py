@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tvm_mpq.errors import MpqError
+from tvm_mpq.kernels import bfloat16_step
 from tvm_mpq.kernels.tensor_intrinsics import Step, register
 
 
@@ -44,6 +45,8 @@ class Intrinsic:
         """The registered name for ``Schedule.tensorize``, or None when the step is plain vector code."""
         if self.family is None:
             return None
+        if self.family == "vdpbf16ps":
+            return bfloat16_step.register()
         step = Step(
             self.family,
             self.activation,
@@ -61,6 +64,7 @@ def _float(name: str, lanes: int, registers: int) -> Intrinsic:
 
 
 FLOAT = {
+    "avx512bf16": _float("fma512", 16, 32),
     "avx512vnni": _float("fma512", 16, 32),
     "avx512": _float("fma512", 16, 32),
     "avxvnni": _float("fma256", 8, 16),
@@ -68,6 +72,7 @@ FLOAT = {
     "generic": _float("mul128", 4, 16),
 }
 INTEGER = {
+    "avx512bf16": Intrinsic("vpdpbusd512", "uint8", "int8", "int32", 16, 4, 32, "vpdpbusd"),
     "avx512vnni": Intrinsic("vpdpbusd512", "uint8", "int8", "int32", 16, 4, 32, "vpdpbusd"),
     "avx512": Intrinsic("pmaddwd512", "int16", "int8", "int32", 16, 2, 32, "pmaddwd"),
     "avxvnni": Intrinsic("vpdpbusd256", "uint8", "int8", "int32", 8, 4, 16, "vpdpbusd"),
@@ -83,7 +88,11 @@ WINOGRAD_INTEGER = {
 }
 
 
-_NARROWER = {"avx512vnni": "avxvnni", "avx512": "avx2"}
+BFLOAT16 = {
+    "avx512bf16": Intrinsic("vdpbf16ps512", "bfloat16", "bfloat16", "float32", 16, 2, 32, "vdpbf16ps"),
+}
+"""Where weights of bfloat16 meet activations rounded to it."""
+_NARROWER = {"avx512bf16": "avxvnni", "avx512vnni": "avxvnni", "avx512": "avx2"}
 """Half as wide on the same machine, for channel counts that fill no wide vector."""
 
 

@@ -1,4 +1,4 @@
-"""Weights of float kernels that take less than 32 bits in memory and are widened in registers.
+"""Weights of float kernels that take less than 32 bits in memory and are widened in registers; bfloat16 activations.
 
 ``int8`` are integers with a multiplier for each output channel. ``float16`` is converted by the processor (F16C,
 AVX-512), ``float16_bits`` is the same where it cannot: there its bits are a uint16 and the conversion is arithmetic,
@@ -42,3 +42,12 @@ def widened(value: Expr, weight: str, lanes: int = 1) -> Expr:
     magnitude = magnitude * constant(2.0**112, "float32")
     sign = (bits & constant(0x8000, "uint32")) << constant(16, "uint32")
     return tirx.reinterpret(dtype("float32"), tirx.reinterpret(dtype("uint32"), magnitude) | sign)
+
+
+def to_bfloat16(value: Expr) -> Expr:
+    """The bits, uint16, of a float32 rounded to the nearest bfloat16, ties to even; a NaN stays one."""
+    bits = tirx.reinterpret("uint32", value)
+    odd = (bits >> tirx.const(16, "uint32")) & tirx.const(1, "uint32")
+    nearest = (bits + (odd + tirx.const(0x7FFF, "uint32"))) >> tirx.const(16, "uint32")
+    is_nan = (bits & tirx.const(0x7FFFFFFF, "uint32")) > tirx.const(0x7F800000, "uint32")
+    return tirx.Select(is_nan, tirx.const(0x7FC0, "uint32"), nearest).astype("uint16")

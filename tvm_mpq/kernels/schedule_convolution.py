@@ -14,6 +14,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import SBlockRV
 from tvm.tirx import PrimFunc
 
+from tvm_mpq.kernels.bfloat16_step import IMPORTED, PRAGMA
 from tvm_mpq.kernels.convolution import ConvolutionShape
 from tvm_mpq.kernels.intrinsic import Intrinsic
 from tvm_mpq.kernels.tiles import ConvolutionTile
@@ -39,6 +40,8 @@ def schedule_convolution(
     sch.reorder(g, task, column_task, column, row, mi, ni, lane)
     tasks = sch.fuse(g, task, column_task)
     sch.parallel(tasks)
+    if intrinsic.family == "vdpbf16ps":
+        sch.annotate(tasks, PRAGMA, IMPORTED)
     if ragged and shape.groups == 1:
         sch.reverse_compute_at(out, row, preserve_unit_loops=True)
     elif ragged:

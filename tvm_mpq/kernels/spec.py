@@ -18,7 +18,14 @@ from tvm_mpq.kernels.depthwise import (
     depthwise_tiles,
     schedule_depthwise,
 )
-from tvm_mpq.kernels.intrinsic import FLOAT, Intrinsic, intrinsic, narrow_intrinsic, winograd_intrinsic
+from tvm_mpq.kernels.intrinsic import (
+    BFLOAT16,
+    FLOAT,
+    Intrinsic,
+    intrinsic,
+    narrow_intrinsic,
+    winograd_intrinsic,
+)
 from tvm_mpq.kernels.schedule_convolution import schedule_convolution
 from tvm_mpq.kernels.tiles import ConvolutionTile, convolution_tiles, default_convolution_tile
 from tvm_mpq.kernels.weight_only import (
@@ -27,6 +34,7 @@ from tvm_mpq.kernels.weight_only import (
     default_weight_only_tile,
     weight_only_tiles,
 )
+from tvm_mpq.kernels.weight_only_panel import weight_only_panel
 from tvm_mpq.kernels.weight_only_program import weight_only
 from tvm_mpq.kernels.winograd import (
     WinogradGeometry,
@@ -98,7 +106,9 @@ class KernelSpec:
         weight = "int8" if self.in_dtype == "uint8" else "float32"
         row = intrinsic(self.instruction, weight, self.shape.out_channels // self.shape.groups)
         if self.in_dtype != "uint8":
-            return replace(row, weight=self.float_weight)
+            in_bfloat16 = self.weight_dtype == "bfloat16" and self.family != "depthwise"
+            widening = replace(row, weight=self.float_weight)
+            return BFLOAT16.get(self.instruction, widening) if in_bfloat16 else widening
         return narrow_intrinsic(row, self.weight_bits, self.weight_group, self.shape.run, self.int16_words)
 
     @property
@@ -148,8 +158,8 @@ class KernelSpec:
         row = winograd_intrinsic(self.instruction, self.in_dtype)
         if self.family != "conv2d" or row is None or not winograd_fits(self.shape, self.in_dtype):
             return None
-        if self.row.nibbles:
-            return None  # its weights are whole bytes
+        if self.row.nibbles or self.row.family == "vdpbf16ps":
+            return None  # its weights are whole bytes, and floats of 32 bits are multiplied
         return replace(self, family="winograd")
 
     def faster(self) -> KernelSpec:
@@ -212,7 +222,8 @@ class KernelSpec:
         if isinstance(tile, WinogradTile):
             return winograd(self.shape, self.in_dtype, self.out, self.row, tile)
         if isinstance(tile, WeightOnlyTile):
-            return weight_only(self.weight_only, self.out, tile)
+            program = weight_only_panel if tile.panel else weight_only
+            return program(self.weight_only, self.out, tile)
         if isinstance(tile, DepthwiseTile):
             definition = depthwise(self.shape, self.in_dtype, self.out, self.float_weight)
             return schedule_depthwise(definition, self.shape, tile)

@@ -165,17 +165,18 @@ Multiply = Callable[[Expr, Sequence[Expr], Sequence[Expr], Expr | None], Expr]
 or None) → new accumulator int32xL."""
 
 
-def _call(name: str, dtype: str, *arguments: Expr) -> Expr:
+def call_llvm(name: str, dtype: str, *arguments: Expr) -> Expr:
+    """A call, of result ``dtype``, of the LLVM intrinsic ``name``, which has no side effects."""
     return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *arguments, dtype=dtype)
 
 
-_PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
-_PMADDUBSW = {
+PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
+PMADDUBSW = {
     4: "llvm.x86.ssse3.pmadd.ub.sw.128",
     8: "llvm.x86.avx2.pmadd.ub.sw",
     16: "llvm.x86.avx512.pmaddubs.w.512",
 }
-_VPDPBUSD = {8: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.512"}
+VPDPBUSD = {8: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.512"}
 
 
 def _pmaddwd(lanes: int) -> Multiply:
@@ -187,8 +188,8 @@ def _pmaddwd(lanes: int) -> Multiply:
         assert multiplier is None
         for word, weight in zip(activations, weights, strict=True):
             pair = f"int16x{2 * lanes}"
-            product = _call(
-                _PMADDWD[lanes], f"int32x{lanes}", T.reinterpret(word, dtype=pair), T.cast(weight, pair)
+            product = call_llvm(
+                PMADDWD[lanes], f"int32x{lanes}", T.reinterpret(word, dtype=pair), T.cast(weight, pair)
             )
             accumulator = accumulator + product
         return accumulator
@@ -210,14 +211,14 @@ def _pmaddubsw(lanes: int) -> Multiply:
         total: Expr | None = None
         for word, weight in zip(activations, weights, strict=True):
             bytes_ = T.reinterpret(word, dtype=f"int8x{4 * lanes}")
-            pairs = _call(_PMADDUBSW[lanes], halves, bytes_, weight)
+            pairs = call_llvm(PMADDUBSW[lanes], halves, bytes_, weight)
             total = pairs if total is None else total + pairs
         if multiplier is None:
             factor = T.broadcast(T.int16(1), 2 * lanes)
         else:
             both = multiplier | T.shift_left(multiplier, T.broadcast(T.int32(16), lanes))
             factor = T.reinterpret(both, dtype=halves)
-        return accumulator + _call(_PMADDWD[lanes], f"int32x{lanes}", total, factor)
+        return accumulator + call_llvm(PMADDWD[lanes], f"int32x{lanes}", total, factor)
 
     return multiply
 
@@ -231,7 +232,7 @@ def _vpdpbusd(lanes: int) -> Multiply:
         total = accumulator if multiplier is None else T.broadcast(T.int32(0), lanes)
         for word, weight in zip(activations, weights, strict=True):
             bytes_ = T.reinterpret(word, dtype=f"uint8x{4 * lanes}")
-            total = _call(_VPDPBUSD[lanes], f"int32x{lanes}", total, bytes_, weight)
+            total = call_llvm(VPDPBUSD[lanes], f"int32x{lanes}", total, bytes_, weight)
         return total if multiplier is None else accumulator + total * multiplier
 
     return multiply

@@ -153,9 +153,9 @@ def _cost(shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, blocks: int,
     tile, words = rows * blocks, intrinsic.words
     # The instructions of a step: multiplies (and one to widen), additions, and what unpacks the weights.
     multiplies = tile * (words + (intrinsic.family == "pmaddubsw"))
-    others = 0.0 if intrinsic.family in (None, "vpdpbusd") else tile * words
+    others = 0.0 if intrinsic.family in (None, "vpdpbusd", "vdpbf16ps") else tile * words
     others += 2.5 * blocks * words * intrinsic.nibbles + 3 * blocks * intrinsic.multiplied
-    if intrinsic.accumulator == "float32" and intrinsic.weight != "float32":
+    if intrinsic.activation == "float32" and intrinsic.weight != "float32":
         others += 2 * blocks  # to widen a vector of weights
     loads = words * (rows + blocks * (0.5 if intrinsic.nibbles else 1.0))
     if intrinsic.family == "pmaddubsw":

@@ -10,7 +10,7 @@ blocks of 32 elements, and each block becomes integers of 23 bits with one power
 v is x rounded to 2^-22 of the largest magnitude of its block, as good as the rounding of a float sum. The three
 sums Σ d_i · (q + offset) are exact (32 · 15 · 128 fits the int16 halves of ``vpmaddubsw``'s accumulators, and int32
 anyway), so is their combination less offset · Σ v, and only sums over blocks are sums of floats.
-A block with an infinity or a NaN makes the whole row NaN.
+A block with an infinity or a NaN makes the whole row NaN. Where rows are many, floats are multiplied after all.
 """
 
 from __future__ import annotations
@@ -24,20 +24,26 @@ from tvm_mpq.kernels.tiles import shared_evenly
 BLOCK = 32
 """Elements of the reduction that share an exponent, and the least size of a group of weights."""
 DIGITS = 3
-_TASK_DIGITS = 131072
-"""Bytes of digits that a task goes through for each block of columns: they stay in the second-level cache."""
+_TASK_BYTES = 131072
+"""Bytes of rows or their digits that a task goes through for each column block: they stay in the second-level cache."""
+_FEW_ROWS = 6
+"""With more rows, widening the weights to floats once costs less than multiplying by three digits (on Zen 3)."""
+_PANEL_ROWS = 96
+"""Rows that make up for widening a panel."""
 
 
 @dataclass(frozen=True)
 class DotInstruction:
     """How unsigned weights meet signed digits: ``family`` is ``pmaddubsw`` (int16) or ``vpdpbusd`` (int32).
 
-    ``lanes`` int32 results a vector; ``rows`` of two vectors each for three digits stay in registers.
+    ``lanes`` int32 results a vector; ``rows`` of two vectors each for three digits stay in registers, ``panel_rows``
+    of two vectors of floats.
     """
 
     family: str
     lanes: int
     rows: int
+    panel_rows: int
 
     @property
     def accumulator(self) -> str:
@@ -46,11 +52,12 @@ class DotInstruction:
 
 
 INSTRUCTIONS = {
-    "avx512vnni": DotInstruction("vpdpbusd", 16, 4),
-    "avx512": DotInstruction("pmaddubsw", 16, 4),
-    "avxvnni": DotInstruction("vpdpbusd", 8, 2),
-    "avx2": DotInstruction("pmaddubsw", 8, 2),
-    "generic": DotInstruction("pmaddubsw", 4, 2),
+    "avx512bf16": DotInstruction("vpdpbusd", 16, 4, 12),
+    "avx512vnni": DotInstruction("vpdpbusd", 16, 4, 12),
+    "avx512": DotInstruction("pmaddubsw", 16, 4, 12),
+    "avxvnni": DotInstruction("vpdpbusd", 8, 2, 6),
+    "avx2": DotInstruction("pmaddubsw", 8, 2, 6),
+    "generic": DotInstruction("pmaddubsw", 4, 2, 6),
 }
 
 
@@ -117,26 +124,35 @@ class WeightOnlyGeometry:
 
 @dataclass(frozen=True)
 class WeightOnlyTile:
-    """A task is ``row_tiles`` tiles of ``rows`` rows × ``column_blocks`` column blocks (which divide all)."""
+    """A task is ``row_tiles`` tiles of ``rows`` rows × ``column_blocks`` column blocks (which divide all).
+
+    ``panel``: weights are widened to floats in the cache, for many rows; else they meet digits in registers.
+    """
 
     rows: int
     row_tiles: int
     column_blocks: int
+    panel: bool = False
 
 
 def default_weight_only_tile(geometry: WeightOnlyGeometry, threads: int = 2) -> WeightOnlyTile:
     """Tasks by columns where rows are few, so that each weight is read once; else by rows too."""
-    rows = min(geometry.dot.rows, geometry.rows)
+    panel = geometry.rows > _FEW_ROWS
+    if panel:
+        rows = min(range(1, geometry.dot.panel_rows + 1), key=lambda r: (-(-geometry.rows // r) * r, -r))
+        rows = rows if rows >= 4 else geometry.dot.panel_rows
+        most = max(_PANEL_ROWS, _TASK_BYTES // (4 * geometry.in_channels)) // rows
+    else:
+        rows = min(geometry.dot.rows, geometry.rows)
+        most = _TASK_BYTES // (DIGITS * BLOCK * geometry.steps * rows)
     tiles = -(-geometry.rows // rows)
-    most = max(1, _TASK_DIGITS // (DIGITS * BLOCK * geometry.steps * rows))
-    row_tiles = -(-tiles // -(-tiles // most))
-    wanted = 4 * threads
-    divisors = [d for d in range(1, geometry.blocks + 1) if geometry.blocks % d == 0]
+    row_tiles = -(-tiles // -(-tiles // max(1, most)))
     row_tasks = -(-tiles // row_tiles)
-    column_blocks = max(
-        d for d in divisors if geometry.blocks // d * row_tasks >= min(wanted, geometry.blocks * row_tasks)
-    )
-    return WeightOnlyTile(rows, row_tiles, column_blocks)
+    # Several tasks a thread, so that none waits long.
+    wanted = min(4 * threads, geometry.blocks * row_tasks)
+    divisors = [d for d in range(1, geometry.blocks + 1) if geometry.blocks % d == 0]
+    column_blocks = max(d for d in divisors if geometry.blocks // d * row_tasks >= wanted)
+    return WeightOnlyTile(rows, row_tiles, column_blocks, panel)
 
 
 def weight_only_tiles(geometry: WeightOnlyGeometry) -> list[WeightOnlyTile]:
@@ -146,12 +162,14 @@ def weight_only_tiles(geometry: WeightOnlyGeometry) -> list[WeightOnlyTile]:
 
 def _weight_only_tiles(geometry: WeightOnlyGeometry) -> Iterator[tuple[int, WeightOnlyTile]]:
     """Each tile with the number of its tasks."""
-    for rows in range(1, min(geometry.dot.rows, geometry.rows) + 1):
+    most = {False: geometry.dot.rows, True: geometry.dot.panel_rows}
+    ways = [panel for panel in (False, True) if not panel or geometry.rows > 1]
+    for panel, rows in [(p, r) for p in ways for r in range(1, min(most[p], geometry.rows) + 1)]:
         tiles = -(-geometry.rows // rows)
         for row_tiles in sorted({-(-tiles // parts) for parts in range(1, min(tiles, _MOST_ROW_TASKS) + 1)}):
             for column_blocks in (d for d in range(1, geometry.blocks + 1) if geometry.blocks % d == 0):
                 tasks = -(-tiles // row_tiles) * (geometry.blocks // column_blocks)
-                yield tasks, WeightOnlyTile(rows, row_tiles, column_blocks)
+                yield tasks, WeightOnlyTile(rows, row_tiles, column_blocks, panel)
 
 
 _MOST_ROW_TASKS = 64

@@ -17,9 +17,11 @@ from collections.abc import Callable, Sequence
 
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
-from tvm.tirx import Buffer, Expr, PrimFunc
+from tvm.tirx import Expr, PrimFunc
 
 from tvm_mpq.kernels.convolution import Output, activate
+from tvm_mpq.kernels.emit import argument, scratch, store_vector
+from tvm_mpq.kernels.tensor_intrinsics import PMADDUBSW, PMADDWD, VPDPBUSD, call_llvm
 from tvm_mpq.kernels.weight_only import BLOCK, DIGITS, WeightOnlyGeometry, WeightOnlyTile
 
 _QUADS = BLOCK // 4
@@ -33,13 +35,6 @@ _BIAS = 0x808080
 _EXPONENT = 0x7F800000
 _LEAST_EXPONENT = 27 << 23
 """2^-100: blocks of smaller elements are scaled as if one of this size were among them."""
-_PMADDUBSW = {
-    4: "llvm.x86.ssse3.pmadd.ub.sw.128",
-    8: "llvm.x86.avx2.pmadd.ub.sw",
-    16: "llvm.x86.avx512.pmaddubs.w.512",
-}
-_PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
-_VPDPBUSD = {8: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.512"}
 _PARALLEL_ELEMENTS = 32768
 """Below this many activations, waking the other threads to cut them costs more than it saves."""
 
@@ -64,20 +59,20 @@ class _Program:
         g, tile = self.g, self.tile
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             T.func_name("main")
-            self.x = _argument("x", (g.rows, g.in_channels), "float32")
-            self.weight = _argument("weight", g.weight_shape, "uint8")
+            self.x = argument("x", (g.rows, g.in_channels), "float32")
+            self.weight = argument("weight", g.weight_shape, "uint8")
             if g.group:
-                self.multiplier = _argument("multiplier", g.multiplier_shape, "uint8")
-            self.scale = _argument("scale", (g.blocks, g.columns), "float32")
-            self.bias = _argument("bias", (g.blocks, g.columns), "float32")
-            self.result = _argument("out", (g.rows, g.out_channels), "float32")
+                self.multiplier = argument("multiplier", g.multiplier_shape, "uint8")
+            self.scale = argument("scale", (g.blocks, g.columns), "float32")
+            self.bias = argument("bias", (g.blocks, g.columns), "float32")
+            self.result = argument("out", (g.rows, g.out_channels), "float32")
             padded_rows = self.tiles * tile.rows
-            self.digits = _scratch(padded_rows * g.steps * DIGITS * BLOCK, "int8")
-            self.correction = _scratch(padded_rows * g.steps, "int32")
-            self.power = _scratch(padded_rows * g.steps, "float32")
+            self.digits = scratch(padded_rows * g.steps * DIGITS * BLOCK, "int8")
+            self.correction = scratch(padded_rows * g.steps, "int32")
+            self.power = scratch(padded_rows * g.steps, "float32")
             # Read from memory, so that LLVM keeps the loop: in one long block its scheduler does first all of one
             # vector and then all of the other, and spills what they share.
-            self.loads = _scratch(1, "int32")
+            self.loads = scratch(1, "int32")
             T.buffer_store(self.loads, T.int32(_QUADS * 2 // (8 // g.bits) // _UNROLL), [0])
             loop = T.parallel if g.rows * g.in_channels > _PARALLEL_ELEMENTS and g.rows > 1 else T.serial
             with loop(0, g.rows) as row:
@@ -100,7 +95,7 @@ class _Program:
             ]
             self._cut_block(row, step, vectors)
         if rest:
-            last = _scratch(BLOCK, "float32")
+            last = scratch(BLOCK, "float32")
             with T.serial(0, rest) as i:
                 T.buffer_store(last, self.x[row, whole * BLOCK + i], [i])
             with T.serial(rest, BLOCK) as i:
@@ -142,7 +137,7 @@ class _Program:
 
     def _tile(self, block: Expr, first: Expr) -> None:
         g, n, rows = self.g, self.lanes, self.tile.rows
-        sums = _scratch(rows * g.columns, "float32")
+        sums = scratch(rows * g.columns, "float32")
         places = [
             (row, vector, T.ramp((row * 2 + vector) * n, 1, n)) for row in range(rows) for vector in range(2)
         ]
@@ -162,7 +157,11 @@ class _Program:
         for row, vector, place in places:
             columns = T.ramp(vector * n, 1, n)
             value = sums[place] * self.scale[block, columns] + self.bias[block, columns]
-            self._store(activate(value, self.out), first + row, block, vector)
+            conditions = [first + row < g.rows] if g.rows % rows else []
+            channel = T.bind(block * g.columns + vector * n)
+            if g.out_channels % g.columns:
+                conditions.append(channel < g.out_channels)
+            store_vector(self.result, activate(value, self.out), first + row, channel, n, conditions)
 
     def _multiplier(self, block: Expr, step: Expr, vector: int) -> Expr | None:
         if not self.g.group:
@@ -176,7 +175,7 @@ class _Program:
         """Accumulate a block of 32; gives the accumulator of a row, vector and digit."""
         g, n, rows = self.g, self.lanes, self.tile.rows
         dtype, width = self.dot.accumulator, n if self.dot.accumulator == "int32" else 2 * n
-        acc = _scratch(rows * 2 * DIGITS * width, dtype)
+        acc = scratch(rows * 2 * DIGITS * width, dtype)
 
         def place(row: int, vector: int, digit: int) -> Expr:
             return T.ramp(((row * 2 + vector) * DIGITS + digit) * width, 1, width)
@@ -215,15 +214,15 @@ class _Program:
         n = self.lanes
         if self.dot.family == "vpdpbusd":
             old = T.broadcast(T.int32(0), n) if accumulator is None else accumulator
-            return _call(
-                _VPDPBUSD[n],
+            return call_llvm(
+                VPDPBUSD[n],
                 f"int32x{n}",
                 old,
                 T.reinterpret(weights, dtype=f"uint8x{4 * n}"),
                 T.reinterpret(digits, dtype=f"int8x{4 * n}"),
             )
-        product = _call(
-            _PMADDUBSW[n],
+        product = call_llvm(
+            PMADDUBSW[n],
             f"int16x{2 * n}",
             T.reinterpret(weights, dtype=f"int8x{4 * n}"),
             T.reinterpret(digits, dtype=f"int8x{4 * n}"),
@@ -238,54 +237,11 @@ class _Program:
             middle = T.shift_left(middle, T.broadcast(T.int32(8), n))
         else:
             low, middle, high = (
-                _call(_PMADDWD[n], f"int32x{n}", value, T.broadcast(T.int16(factor), 2 * n))
+                call_llvm(PMADDWD[n], f"int32x{n}", value, T.broadcast(T.int16(factor), 2 * n))
                 for value, factor in zip(acc, (1, 256, 1), strict=True)
             )
         return low + middle + T.shift_left(high, T.broadcast(T.int32(16), n))
 
-    def _store(self, value: Expr, row: Expr, block: Expr, vector: int) -> None:
-        g, n = self.g, self.lanes
-        channel = T.bind(block * g.columns + vector * n)
-        conditions = [row < g.rows] if g.rows % self.tile.rows else []
-        if g.out_channels % n == 0:
-            if g.out_channels % g.columns:
-                conditions.append(channel < g.out_channels)
-            with _when(conditions):
-                T.buffer_store(self.result, value, [row, T.ramp(channel, 1, n)])
-            return
-        ragged = _scratch(n, "float32")
-        T.buffer_store(ragged, value, [T.ramp(0, 1, n)])
-        with _when(conditions), T.serial(0, T.max(0, T.min(n, g.out_channels - channel))) as lane:
-            T.buffer_store(self.result, ragged[lane], [row, channel + lane])
-
-
-class _when:  # noqa: N801 (reads as a statement)
-    """``with _when(conditions):`` emits an If of them all, or nothing for none."""
-
-    def __init__(self, conditions: Sequence[Expr]) -> None:
-        condition = T.And(*conditions) if len(conditions) == 2 else next(iter(conditions), None)
-        self.frames = [] if condition is None else [T.If(condition), T.Then()]
-
-    def __enter__(self) -> None:
-        for frame in self.frames:
-            frame.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        for frame in reversed(self.frames):
-            frame.__exit__(*error)
-
-
-def _call(name: str, dtype: str, *arguments: Expr) -> Expr:
-    return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *arguments, dtype=dtype)
-
 
 def _reduce(operation: str, vector: Expr) -> Expr:
-    return _call(f"llvm.vector.reduce.{operation}", "int32", vector)
-
-
-def _argument(name: str, shape: Sequence[int], dtype: str) -> Buffer:
-    return T.arg(name, T.Buffer(shape, dtype, layout=None))
-
-
-def _scratch(length: int, dtype: str) -> Buffer:
-    return T.alloc_buffer((length,), dtype, layout=None)
+    return call_llvm(f"llvm.vector.reduce.{operation}", "int32", vector)

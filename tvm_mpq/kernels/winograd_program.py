@@ -22,6 +22,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
 from tvm.tirx import Buffer, Expr, PrimFunc
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, activate
+from tvm_mpq.kernels.emit import When, argument, scratch, store_vector
 from tvm_mpq.kernels.intrinsic import Intrinsic
 from tvm_mpq.kernels.narrow_weights import stored_dtype, widened
 from tvm_mpq.kernels.requantize import requantize_vector
@@ -66,24 +67,24 @@ class _Program:
             weight_dtype = "int8" if self.integer else stored_dtype(g.intrinsic.weight)
             self.scaled = weight_dtype == "int8"
             pixels = shape.batch * shape.height * shape.width
-            self.x = _argument("x", (pixels, shape.in_channels), x_dtype)
-            self.weight = _argument("weight", g.weight_shape, weight_dtype)
-            self.bias = _argument("bias", (1, g.blocks, g.block), accumulator)
+            self.x = argument("x", (pixels, shape.in_channels), x_dtype)
+            self.weight = argument("weight", g.weight_shape, weight_dtype)
+            self.bias = argument("bias", (1, g.blocks, g.block), accumulator)
             if self.scaled:
-                self.multiplier = _argument("multiplier", (1, g.blocks, g.block), "float32")
+                self.multiplier = argument("multiplier", (1, g.blocks, g.block), "float32")
             if self.integer:
-                self.grid = _argument("grid", (2,), "int32")
-            self.result = _argument("out", (shape.rows, shape.out_channels), self.out.dtype)
-            self.padded = _scratch(shape.batch * self.height * self.breadth * g.channels, self.data)
+                self.grid = argument("grid", (2,), "int32")
+            self.result = argument("out", (shape.rows, shape.out_channels), self.out.dtype)
+            self.padded = scratch(shape.batch * self.height * self.breadth * g.channels, self.data)
             self._pad()
             if tile.transform_whole:
-                v = _scratch(self.tile_blocks * 16 * self.v_stride, self.data)
+                v = scratch(self.tile_blocks * 16 * self.v_stride, self.data)
                 with T.parallel(0, self.tile_blocks * tile.tiles) as at:
                     self._transform_tile(
                         v, at // tile.tiles, at % tile.tiles, at // tile.tiles * (16 * self.v_stride)
                     )
             if tile.expand_whole:
-                u = _scratch(g.blocks * 16 * self.u_stride, self.data)
+                u = scratch(g.blocks * 16 * self.u_stride, self.data)
                 with T.parallel(0, g.blocks) as block:
                     self._expand(u, block, block * (16 * self.u_stride))
             with T.parallel(0, g.blocks // tile.columns * self.tile_blocks) as task:
@@ -92,12 +93,12 @@ class _Program:
                 if tile.transform_whole:
                     v_base = T.bind(tiles_at * (16 * self.v_stride))
                 else:
-                    v = _scratch(16 * self.v_stride, self.data)
+                    v = scratch(16 * self.v_stride, self.data)
                     with T.serial(0, tile.tiles) as t:
                         self._transform_tile(v, tiles_at, t, 0)
-                m = _scratch(16 * self.m_stride, accumulator)
+                m = scratch(16 * self.m_stride, accumulator)
                 if not tile.expand_whole:
-                    u = _scratch(16 * self.u_stride, self.data)
+                    u = scratch(16 * self.u_stride, self.data)
                 with T.serial(0, tile.columns) as column:
                     block = T.bind(task // self.tile_blocks * tile.columns + column)
                     u_base: Index = 0
@@ -194,7 +195,7 @@ class _Program:
         g, tile = self.g, self.tile
         group, steps = g.intrinsic.group, g.channels // g.intrinsic.group
         accumulator = g.intrinsic.accumulator
-        acc = _scratch(tile.rows * g.block, accumulator)
+        acc = scratch(tile.rows * g.block, accumulator)
         places = [
             (row, vector, T.ramp(row * g.block + vector * self.lanes, 1, self.lanes))
             for row in range(tile.rows)
@@ -231,7 +232,7 @@ class _Program:
     def _finish_tile(self, m: Buffer, tiles_at: Expr, t: Expr, block: Expr) -> None:
         g, shape = self.g, self.g.shape
         at = T.bind(tiles_at * self.tile.tiles + t)
-        with _When(at < g.tiles if g.tiles % self.tile.tiles else None):
+        with When([at < g.tiles] if g.tiles % self.tile.tiles else []):
             n, h, w = self._position(at)
             for vector in range(g.vectors):
                 first = vector * self.lanes
@@ -257,23 +258,15 @@ class _Program:
                         if shape.out_width % 2 and b:
                             conditions.append(2 * w + b < shape.out_width)
                         row = (n * shape.out_height + 2 * h + a) * shape.out_width + 2 * w + b
-                        with _When(
-                            T.And(*conditions) if len(conditions) == 2 else next(iter(conditions), None)
-                        ):
+                        with When(conditions):
                             self._store_result(sums[a][b], row, block, channel, first)
 
     def _store_result(self, value: Expr, row: Expr, block: Expr, channel: Expr, first: int) -> None:
         """Finish four times a sum and store it at ``row``; channels past the last are left out."""
         outputs, lanes = self.g.shape.out_channels, self.lanes
         result = self._finish(value, block, T.ramp(first, 1, lanes))
-        if outputs % lanes == 0:
-            with _When(channel < outputs if outputs % self.g.block else None):
-                T.buffer_store(self.result, result, [row, T.ramp(channel, 1, lanes)])
-            return
-        ragged = _scratch(lanes, self.out.dtype)
-        _store(ragged, T.ramp(0, 1, lanes), result)
-        with T.serial(0, lanes) as lane, _When(channel + lane < outputs):
-            T.buffer_store(self.result, ragged[lane], [row, channel + lane])
+        conditions = [channel < outputs] if outputs % self.g.block else []
+        store_vector(self.result, result, row, channel, lanes, conditions)
 
     def _finish(self, value: Expr, block: Expr, lanes: Expr) -> Expr:
         n = self.lanes
@@ -299,29 +292,6 @@ class _Program:
 
     def _load(self, buffer: Buffer, at: Expr) -> Expr:
         return T.bind(buffer[T.ramp(at, 1, self.width)])
-
-
-class _When:
-    """``with _When(condition):`` emits an If, or nothing for None."""
-
-    def __init__(self, condition: Expr | None) -> None:
-        self.frames = [] if condition is None else [T.If(condition), T.Then()]
-
-    def __enter__(self) -> None:
-        for frame in self.frames:
-            frame.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        for frame in reversed(self.frames):
-            frame.__exit__(*error)
-
-
-def _argument(name: str, shape: Sequence[int], dtype: str) -> Buffer:
-    return T.arg(name, T.Buffer(shape, dtype, layout=None))
-
-
-def _scratch(length: int, dtype: str) -> Buffer:
-    return T.alloc_buffer((length,), dtype, layout=None)
 
 
 def _store(buffer: Buffer, at: Expr, value: Expr) -> None:

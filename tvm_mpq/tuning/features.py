@@ -138,6 +138,7 @@ def _weight_only(spec: KernelSpec, tile: WeightOnlyTile) -> list[float]:
         _log(tasks),
         _log(geometry.steps * tile.rows * tile.row_tiles),
         _log(geometry.steps * tile.column_blocks),
+        float(tile.panel),
     ]
 
 

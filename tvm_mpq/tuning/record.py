@@ -12,7 +12,7 @@ from tvm_mpq.kernels.tiles import ConvolutionTile
 from tvm_mpq.kernels.weight_only import WeightOnlyTile
 from tvm_mpq.kernels.winograd import WinogradTile
 
-TEMPLATE_VERSIONS = {"convolution": 1, "depthwise": 1, "weight_only": 1, "winograd": 1}
+TEMPLATE_VERSIONS = {"convolution": 1, "depthwise": 1, "weight_only": 2, "winograd": 1}
 """Raised with a change of a template that changes which tiles are fast; records of older versions are ignored."""
 _TILES: dict[str, type[Tile]] = {
     "convolution": ConvolutionTile,

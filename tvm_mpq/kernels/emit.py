@@ -1,0 +1,54 @@
+"""What programs that are written out with explicit vectors have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
+from tvm.tirx import Buffer, Expr
+
+
+def argument(name: str, shape: Sequence[int], dtype: str) -> Buffer:
+    """The next parameter of the function that is being built."""
+    return T.arg(name, T.Buffer(shape, dtype, layout=None))
+
+
+def scratch(length: int, dtype: str) -> Buffer:
+    """A flat buffer; one that is only ever indexed by constants ends in registers."""
+    return T.alloc_buffer((length,), dtype, layout=None)
+
+
+class When:
+    """``with When(conditions):`` emits an If of them all, or nothing for none."""
+
+    def __init__(self, conditions: Sequence[Expr]) -> None:
+        condition: Expr | None = None
+        for each in conditions:
+            condition = each if condition is None else T.And(condition, each)
+        self.frames = [] if condition is None else [T.If(condition), T.Then()]
+
+    def __enter__(self) -> None:
+        for frame in self.frames:
+            frame.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        for frame in reversed(self.frames):
+            frame.__exit__(*error)
+
+
+def store_vector(
+    result: Buffer, value: Expr, row: Expr, channel: Expr, lanes: int, conditions: Sequence[Expr] = ()
+) -> None:
+    """Store ``lanes`` results at ``result[row, channel:]`` under ``conditions``.
+
+    Where the channels fill no whole vectors, those past the last are left out.
+    """
+    channels = int(result.shape[1])
+    if channels % lanes == 0:
+        with When(conditions):
+            T.buffer_store(result, value, [row, T.ramp(channel, 1, lanes)])
+        return
+    ragged = scratch(lanes, str(result.dtype))
+    T.buffer_store(ragged, value, [T.ramp(0, 1, lanes)])
+    with When(conditions), T.serial(0, T.max(0, T.min(lanes, channels - channel))) as lane:
+        T.buffer_store(result, ragged[lane], [row, channel + lane])
