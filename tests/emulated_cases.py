@@ -28,7 +28,7 @@ from tvm_mpq.quantization.int16_sums import fitting_words
 from tvm_mpq.quantization.packing import pack_channels, pack_depthwise, pack_factors, pack_weights
 from tvm_mpq.quantization.weights import QuantizedWeights, largest_code
 from tvm_mpq.quantization.winograd import pack_winograd
-from tvm_mpq.transform.lower_weight_only import as_read, packed_constants
+from tvm_mpq.transform.lower_weight_only import packed_constants
 
 ZEROS = (117, 3)
 """The zero-points of input and output."""
@@ -164,7 +164,7 @@ def weighted(spec: KernelSpec) -> Case:
         if spec.weight_dtype == "int8":
             values = [w.astype(np.int8), values[1], np.ones(shape.out_channels, np.float32)]
         elif spec.weight_dtype != "float32":
-            values[0] = as_read(to_half(values[0], spec.weight_dtype), spec)
+            values[0] = to_half(values[0], spec.weight_dtype)
         return Case(spec.schedule(), (_rows(x.astype(np.float32)), *_pack(spec, *values)), sums)
     q = np.where(rng.random(image) < 0.5, rng.choice([0, 255], image), rng.integers(0, 256, image))
     most = 2 ** (spec.weight_bits - 1) - 1
