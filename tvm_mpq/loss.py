@@ -18,7 +18,7 @@ from tvm_mpq.errors import MpqError
 Array = npt.NDArray[Any]
 LossFunction = Callable[[list[Array], Array | None, list[Array] | None], Any]
 
-LOSSES = ("cross-entropy", "mse", "bce", "kl")
+LOSSES = ("cross-entropy", "mse", "bce", "kl", "cosine")
 # A float32 softmax underflows to 0; log of the smallest normal float32 keeps the loss of that finite.
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
@@ -81,6 +81,7 @@ def get_loss(name: str, *, probabilities: bool = False) -> Loss:
     - cross-entropy: -log softmax(logits)[label]; output [n, classes, d…], labels [n, d…], mean over d….
     - mse: mean over an output's elements of (output - label)².
     - bce: binary cross-entropy with logits; labels in [0, 1] of the output's shape, mean over elements.
+    - cosine: 1 - cosine of the angle between an output and its label, each as one vector; labels of the output's shape.
     - kl: KL(fp32 ‖ output) of the softmax over axis 1, mean over positions, sum over outputs; no labels.
 
     ``probabilities`` says that the network itself ends in a softmax (or sigmoid, for bce), so that its
@@ -101,6 +102,8 @@ def get_loss(name: str, *, probabilities: bool = False) -> Loss:
         return Loss(name, _BinaryCrossEntropy(probabilities), True, False, False)
     if name == "kl":
         return Loss(name, _KullbackLeibler(probabilities), False, True, False)
+    if name == "cosine":
+        return Loss(name, _cosine, True, False, False)
     near = difflib.get_close_matches(name, LOSSES, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise MpqError(f"unknown loss {name!r}: use {', '.join(LOSSES)} or module:function{hint}")
@@ -175,6 +178,14 @@ def _mse(
     return _mean_over_positions((x - y) ** 2)
 
 
+def _cosine(
+    outputs: list[Array], labels: Array | None, reference: list[Array] | None
+) -> npt.NDArray[np.float64]:
+    x, y = (values.reshape(len(values), -1) for values in _same_elements(outputs[0], labels, "cosine"))
+    lengths = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
+    return np.asarray(1.0 - (x * y).sum(axis=1) / np.maximum(lengths, _SMALLEST), np.float64)
+
+
 def _log_softmax(output: Array, probabilities: bool) -> npt.NDArray[np.float64]:
     """log softmax over axis 1; of the logarithm for probabilities, which also makes them sum to exactly 1."""
     x = output.astype(np.float64)
@@ -226,7 +237,7 @@ def _same_elements(
 
 def _user_loss(name: str) -> Loss:
     module_name, _, attribute = name.partition(":")
-    function = _import(name, module_name, attribute)
+    function = import_function(name, module_name, attribute)
 
     def guarded(outputs: list[Array], labels: Array | None, reference: list[Array] | None) -> Any:
         try:
@@ -243,7 +254,8 @@ def _user_loss(name: str) -> Loss:
     return Loss(name, guarded, **needs)
 
 
-def _import(name: str, module_name: str, attribute: str) -> Callable[..., Any]:
+def import_function(name: str, module_name: str, attribute: str) -> Callable[..., Any]:
+    """The function ``attribute`` of a module, for the loss ``name``; raises MpqError where there is none."""
     if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
         raise MpqError(f"loss {name!r} is not of the form module:function")
     here = str(Path.cwd())

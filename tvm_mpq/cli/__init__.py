@@ -9,6 +9,7 @@ from typing import TextIO
 
 import typer
 
+from tvm_mpq.cli.analyze import analyze_command
 from tvm_mpq.cli.benchmark import benchmark
 from tvm_mpq.cli.compile import compile_command
 from tvm_mpq.cli.costs import costs
@@ -32,6 +33,7 @@ def _app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.command("compile")(compile_command)
+    app.command("analyze")(analyze_command)
     app.command("run")(run)
     app.command("benchmark")(benchmark)
     app.command("tune")(tune)

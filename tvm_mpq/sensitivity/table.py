@@ -43,7 +43,7 @@ class Sensitivity:
     input_part: float
     """E⟨g, δ⟩ with quantized input and fp32 weights."""
     weight_part: float
-    """E⟨g, δ⟩ with fp32 input and quantized weights."""
+    """What quantizing the weights adds on the quantized input: ``mean`` − ``input_part``."""
     second_order: float
     """½ E⟨g, δ⟩²: the curvature along δ where the loss is a negative log likelihood (empirical Fisher); ≥ 0."""
     noise: float

@@ -61,7 +61,7 @@ class AssignGrids:
         result = mod.clone()
         for variable, function, call in calls:
             kind, precision = attr.text(function, attr.KIND), precisions[variable]
-            source = call.args[0]
+            source = call.args[0] if call.args else None
             if kind in MOVING_KINDS:
                 stored[variable] = stored.get(source, "float32")
                 precision = _moved(attr.asked(function), stored[variable])

@@ -3,7 +3,8 @@
     main: lv = op_0(x); lv1 = op_1(lv)   →   main: q = quantize_to_pixels(x); lv = conv2d_w8a8_…(q, W, …); …
 
 Borders between 8-bit and float regions, and between ONNX's layout and NHWC, become kernels of their own. Operators
-without a kernel keep their Relax body, inlined on float tensors in ONNX's layout.
+without a kernel keep their Relax body: elementwise ones as one function in the layout at hand, others inlined on float
+tensors in ONNX's layout.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ from collections.abc import Callable, Mapping
 
 import tvm
 from tvm import IRModule, relax
+from tvm.tirx import PrimFunc
 
 from tvm_mpq.errors import MpqError
 from tvm_mpq.kernels.spec import TileLookup, default_tiles
 from tvm_mpq.quantization.grid import Grid
 from tvm_mpq.quantization.weights import QuantizedWeights
 from tvm_mpq.transform import attributes as attr
+from tvm_mpq.transform.elementwise_body import is_elementwise, lower_elementwise
 from tvm_mpq.transform.fused_additions import fused_additions
 from tvm_mpq.transform.lower_binary import lower_binary
 from tvm_mpq.transform.lower_elementwise import lower_activation, lower_add, lower_concat
+from tvm_mpq.transform.lower_inner_products import lower_inner_products
 from tvm_mpq.transform.lower_moving import lower_move, lower_resize, lower_slice
 from tvm_mpq.transform.lower_pointwise import lower_pointwise
 from tvm_mpq.transform.lower_pooling import lower_average_pool, lower_global_average_pool, lower_max_pool
@@ -59,6 +63,7 @@ _ON_ANY: dict[str, Callable[[Emitter, Operation], relax.Var]] = {
     "max_pool2d": lower_max_pool,
     "avg_pool2d": lower_average_pool,
     "global_avg_pool": lower_global_average_pool,
+    "inner_products": lower_inner_products,
 }
 
 
@@ -99,6 +104,9 @@ class LowerOperators:
             dtype = str(parameter.ty.dtype)
             forms: dict[Form, relax.Var] = {(dtype, "plain"): variable}
             tensors[parameter] = Tensor(shape_of(parameter), grids.get(name), forms, name)
+        emitter.opaque = {
+            v: builder.add_func(f, v.name_hint) for v, f in mod.functions_items() if isinstance(f, PrimFunc)
+        }
         with builder.function("main", parameters, attrs=dict(main.attrs)):
             with builder.dataflow():
                 fused = {} if self.observe else fused_additions(mod)
@@ -136,6 +144,8 @@ class LowerOperators:
             result = _ON_AN_INSTRUCTION[operation.kind](emitter, operation, self.instruction)
         elif operation.kind in _ON_ANY:
             result = _ON_ANY[operation.kind](emitter, operation)
+        elif is_elementwise(operation.function):
+            result = lower_elementwise(emitter, operation)
         else:
             layout = "plain"
             result = _inline(emitter, operation)
@@ -202,10 +212,9 @@ def _inline(emitter: Emitter, operation: Operation) -> relax.Var:
     for tensor, parameter in zip(operation.inputs, operation.function.params, strict=True):
         arguments.append(emitter.read(tensor, str(parameter.ty.dtype), "plain"))
     values: dict[relax.Var, relax.Expr] = dict(zip(operation.function.params, arguments, strict=True))
-    result: relax.Expr = arguments[0]
     for block in operation.function.body.blocks:
         for binding in block.bindings:
-            value = substituted(binding.value, values)
+            value = substituted(binding.value, {**values, **emitter.opaque})
             values[binding.var] = emitter.builder.emit(value, operation.name)
     result = values[operation.function.body.body]
     assert isinstance(result, relax.Var)

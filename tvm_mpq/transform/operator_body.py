@@ -35,7 +35,7 @@ def read_body(function: relax.Function) -> OperatorBody:
     chain = [binding.value for block in function.body.blocks for binding in block.bindings]
     calls = [value for value in chain if isinstance(value, relax.Call)]
     root = calls[0]
-    low, high = _bounds(root)
+    low, high = bounds(root)
     weight = bias = None
     if len(root.args) > 1 and isinstance(root.args[1], GenericConst):
         weight = root.args[1].value.numpy()
@@ -43,7 +43,7 @@ def read_body(function: relax.Function) -> OperatorBody:
         if call.op.name == "relax.add" and isinstance(call.args[1], GenericConst):
             bias = call.args[1].value.numpy().reshape(-1)
         else:
-            below, above = _bounds(call)
+            below, above = bounds(call)
             low, high = max(low, below), min(high, above)
     return OperatorBody(root, weight, bias, low, high)
 
@@ -58,7 +58,7 @@ def read_pointwise(function: relax.Function) -> Pointwise:
             if not isinstance(call, relax.Call):
                 places[binding.var] = places[call]
                 continue
-            low, high = _bounds(call)
+            low, high = bounds(call)
             if call.op.name in ("relax.nn.relu", "relax.clip"):
                 source: int | float = places[call.args[0]]
                 for bound, operation in ((low, "maximum"), (high, "minimum")):
@@ -75,7 +75,8 @@ def read_pointwise(function: relax.Function) -> Pointwise:
     return result
 
 
-def _bounds(call: relax.Call) -> tuple[float, float]:
+def bounds(call: relax.Call) -> tuple[float, float]:
+    """What a relu or clip limits its result to; infinite for any other call."""
     if call.op.name == "relax.nn.relu":
         return 0.0, math.inf
     if call.op.name == "relax.clip":

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from tvm import relax
+from tvm.ir import GlobalVar
 from tvm.tirx import PrimFunc
 
 from tvm_mpq.kernels import elementwise
@@ -63,7 +64,8 @@ class Emitter:
     ``owners`` tells whose each variable is: role, operator and, of a conversion, the operator that asked for it, which
     is ``reader`` at the time ("" for the network's output).
 
-    ``tiles`` knows the tuned tiles, which choose between algorithms and so between layouts of the weights.
+    ``tiles`` knows the tuned tiles, which choose between algorithms and so between layouts of the weights. ``opaque``
+    are the TIR functions that operators' bodies call, by their names in the module that is lowered.
     """
 
     def __init__(self, builder: relax.BlockBuilder, tiles: TileLookup = default_tiles) -> None:
@@ -71,6 +73,7 @@ class Emitter:
         self.tiles = tiles
         self.reader = ""
         self.owners: dict[str, tuple[str, str, str]] = {}
+        self.opaque: dict[GlobalVar, GlobalVar] = {}
 
     def kernel(
         self,
