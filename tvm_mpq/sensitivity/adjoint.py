@@ -115,15 +115,20 @@ def _gate(value: relax.Expr, y: relax.Var) -> Callable[[relax.Expr], relax.Expr]
     ):
         return None
     low, high = bounds(value)
+    if (low, high) == (-math.inf, math.inf):
+        return lambda x: x
+    return lambda x: gate(y, low, high, x)
+
+
+def gate(y: relax.Expr, low: float, high: float, x: relax.Expr) -> relax.Expr:
+    """``x`` where ``y`` is strictly inside ``low`` … ``high``, of which one is finite, and 0 elsewhere."""
     conditions = []
     if not math.isinf(low):
         conditions.append(relax.op.greater(y, relax.const(low, "float32")))
     if not math.isinf(high):
         conditions.append(relax.op.less(y, relax.const(high, "float32")))
-    if not conditions:
-        return lambda x: x
     condition = conditions[0] if len(conditions) == 1 else relax.op.logical_and(*conditions)
-    return lambda x: relax.op.where(condition, x, relax.const(0.0, "float32"))
+    return relax.op.where(condition, x, relax.const(0.0, "float32"))
 
 
 @dataclass

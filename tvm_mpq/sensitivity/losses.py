@@ -93,6 +93,33 @@ def relax_loss(
     raise MpqError(f"the loss {name!r} has no gradient: use {', '.join(LOSSES)} or module:function")
 
 
+def drawn_loss(loss: RelaxLoss) -> RelaxLoss:
+    """The negative log likelihood of a class that the network itself draws, from what it predicts for each position.
+
+    What is given as ``labels``, float32 of the output's shape, is independent standard Gumbel noise: the class whose
+    log probability and noise add to the most is drawn as often as it is probable. Raises MpqError for losses that
+    cross-entropy is not the likelihood of.
+    """
+    likelihood = loss if loss.curvature is None else loss.curvature
+    if likelihood.name != "cross-entropy":
+        raise MpqError(f"labels can be drawn for the losses cross-entropy and kl, not for {loss.name!r}")
+
+    def expression(
+        builder: relax.BlockBuilder, outputs: Outputs, noise: relax.Var | None, reference: Outputs
+    ) -> relax.Expr:
+        logs = _log_softmax(builder, outputs[0], loss.probabilities)
+        perturbed = builder.emit(logs + noise)
+        drawn = builder.emit(op.equal(perturbed, builder.emit(op.max(perturbed, [1], keepdims=True))))
+        chosen = builder.emit(op.where(drawn, logs, relax.const(0.0, "float32")))
+        return op.negative(_mean_over_positions(builder, builder.emit(op.sum(chosen, [1]))))
+
+    def noise(shape: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
+        _class_labels(shape)
+        return shape, "float32"
+
+    return RelaxLoss("drawn", expression, noise, False, loss.probabilities)
+
+
 def _user_loss(name: str, labels: npt.NDArray[Any] | None) -> RelaxLoss:
     module, _, attribute = name.partition(":")
     function = import_function(name, module, attribute)

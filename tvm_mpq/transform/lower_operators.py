@@ -24,6 +24,7 @@ from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.elementwise_body import is_elementwise, lower_elementwise
 from tvm_mpq.transform.fused_additions import fused_additions
 from tvm_mpq.transform.lower_binary import lower_binary
+from tvm_mpq.transform.lower_channel_moments import lower_channel_moments
 from tvm_mpq.transform.lower_elementwise import lower_activation, lower_add, lower_concat
 from tvm_mpq.transform.lower_inner_products import lower_inner_products
 from tvm_mpq.transform.lower_moving import lower_move, lower_resize, lower_slice
@@ -64,6 +65,7 @@ _ON_ANY: dict[str, Callable[[Emitter, Operation], relax.Var]] = {
     "avg_pool2d": lower_average_pool,
     "global_avg_pool": lower_global_average_pool,
     "inner_products": lower_inner_products,
+    "channel_moments": lower_channel_moments,
 }
 
 
