@@ -19,7 +19,8 @@ from tvm_mpq.sensitivity.losses import relax_loss
 from tvm_mpq.target import host_target
 
 RNG = np.random.default_rng(0)
-VECTORS, PLANES = [3, 5], [3, 4, 2, 3]
+VECTORS, PLANES, SEQUENCE = [3, 5], [3, 4, 2, 3], [3, 6, 4]
+SENTENCES = np.array([[1, 1, 3], [2, -1, -1], [-1, -1, -1]])
 
 
 def normalized(x: np.ndarray) -> np.ndarray:
@@ -45,6 +46,8 @@ CASES = {
     "bce of probabilities": ("bce", True, normalized(values(VECTORS)), RNG.integers(0, 2, VECTORS)),
     "kl": ("kl", False, values(PLANES), None),
     "cosine": ("cosine", False, values(PLANES), values(PLANES)),
+    "ctc": ("ctc", False, values(SEQUENCE), SENTENCES),
+    "ctc of probabilities": ("ctc", True, normalized(values(SEQUENCE).T).T, SENTENCES),
 }
 
 
@@ -56,7 +59,9 @@ def test_a_loss_in_relax_is_the_loss_in_numpy_and_has_its_gradient(case: str) ->
     mod = import_onnx(
         network([node("Add", "x zero", "y")], {"x": list(x.shape)}, ["y"], {"zero": np.zeros(1, np.float32)})
     )
-    function = GradientFunction(mod, relax_loss(name, probabilities=probabilities), host_target(), threads=1)
+    function = GradientFunction(
+        mod, relax_loss(name, probabilities=probabilities, labels=labels), host_target(), threads=1
+    )
     feeds = {"x": x, "labels": labels, "reference.0": reference}
     found, gradients = function({k: v for k, v in feeds.items() if v is not None})
 
@@ -79,6 +84,11 @@ def loss(outputs, labels, reference):
     return np.abs(outputs[0] - labels).sum(axis=1)
 loss.needs_labels = True
 loss.relax = lambda outputs, labels, reference: relax.op.sum(relax.op.abs(outputs[0] - labels), [1])
+def picked(outputs, labels, reference):
+    return -outputs[0].reshape(-1)[labels]
+picked.needs_labels = True
+picked.relax = lambda outputs, labels, reference: relax.op.negative(
+    relax.op.take(relax.op.reshape(outputs[0], [-1]), labels, 0))
 def plain(outputs, labels, reference):
     return outputs[0].sum(axis=1)
 def wrong(outputs, labels, reference):
@@ -105,6 +115,17 @@ def test_a_users_loss_in_relax(module: str) -> None:
     np.testing.assert_array_equal(gradients["y:output"], np.sign(y - labels))
 
 
+def test_a_users_loss_may_look_up_by_labels(module: str) -> None:
+    x, labels = values(VECTORS), np.array([4, 7, 10])
+    mod = import_onnx(network([node("Relu", "x", "y")], {"x": VECTORS}, ["y"]))
+    loss = relax_loss(f"{module}:picked", labels=labels)
+    found, gradients = GradientFunction(mod, loss, host_target(), threads=1)({"x": x, "labels": labels})
+    np.testing.assert_array_equal(found, -np.maximum(x, 0).reshape(-1)[labels])
+    expected = np.zeros(x.size)
+    expected[labels] = -1
+    np.testing.assert_array_equal(gradients["y:output"], expected.reshape(x.shape))
+
+
 def test_what_is_wrong_with_a_users_loss_is_said(module: str) -> None:
     with pytest.raises(MpqError, match="attribute 'relax'"):
         relax_loss(f"{module}:plain")
@@ -117,5 +138,9 @@ def test_what_is_wrong_with_a_users_loss_is_said(module: str) -> None:
 def test_outputs_that_do_not_fit_are_named() -> None:
     with pytest.raises(MpqError, match="2 or more classes"):
         relax_loss("cross-entropy").function([relax.TensorType([3, 1], "float32")])
+    with pytest.raises(MpqError, match="take 5 positions do not fit ctc of 4"):
+        relax_loss("ctc", labels=SENTENCES[:, [0, 0, 1]]).function([relax.TensorType([3, 4, 4], "float32")])
+    with pytest.raises(MpqError, match="'ctc' needs labels"):
+        relax_loss("ctc")
     with pytest.raises(MpqError, match="unknown loss 'cross'"):
         relax_loss("cross")

@@ -1,5 +1,6 @@
 """Losses against direct formulas in exact-enough arithmetic, and what users can get wrong."""
 
+import itertools
 import math
 import sys
 from pathlib import Path
@@ -59,6 +60,60 @@ def test_bce_is_the_cross_entropy_of_two_outcomes(logits: np.ndarray, y: float) 
     got = get_loss("bce").per_sample([logits[:, None]], labels)
     want = [y * math.log1p(math.exp(-x)) + (1 - y) * math.log1p(math.exp(x)) for x in logits.tolist()]
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
+
+
+def test_cosine_is_one_minus_the_cosine_of_the_angle() -> None:
+    output = np.array([[[3.0, 4.0]], [[1.0, 0.0]], [[1.0, 1.0]], [[0.0, 0.0]]], np.float32)
+    labels = np.array([[6.0, 8.0], [0.0, 2.0], [-2.0, -2.0], [1.0, 0.0]])
+    got = get_loss("cosine").per_sample([output], labels)
+    np.testing.assert_allclose(got, [0.0, 1.0, 2.0, 1.0], atol=1e-12)
+
+
+def spoken(path: tuple[int, ...]) -> list[int]:
+    """What a path of classes says: equal neighbours are one, blanks are nothing."""
+    return [c for c, before in zip(path, (0, *path), strict=False) if c not in (0, before)]
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize("labels", [[1, 2], [1, 1], [2, -1], [-1, -1]])
+def test_ctc_is_the_sum_over_all_alignments(labels: list[int], probabilities: bool) -> None:
+    positions, classes = 5, 3
+    logits = np.random.default_rng(len(labels)).normal(size=(2, positions, classes)).astype(np.float32)
+    p = np.array([[softmax(row) for row in sample] for sample in logits.tolist()])
+    wanted = [label for label in labels if label > 0]
+    paths = [path for path in itertools.product(range(classes), repeat=positions) if spoken(path) == wanted]
+    expected = [
+        -math.log(math.fsum(math.prod(sample[range(positions), path]) for path in paths)) for sample in p
+    ]
+    output = p.astype(np.float32) if probabilities else logits
+    got = get_loss("ctc", probabilities=probabilities).per_sample([output], np.array([labels, labels]))
+    np.testing.assert_allclose(got, expected, rtol=1e-5 if probabilities else 1e-9)
+
+
+def test_ctc_stays_finite_over_many_positions() -> None:
+    output = np.zeros((1, 500, 30), np.float32)
+    output[..., 0] = 60.0
+    loss = get_loss("ctc").per_sample([output], np.array([[1, 2, 3]]))
+    # Three labels among 500 blanks: one way in e^60 for each, at any three places and a little more.
+    assert 3 * 60 - math.log(math.comb(502, 3)) < loss[0] < 3 * 60
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([[1, 1, 1]], "take 5 positions do not fit ctc of 4 positions"),
+        ([[0, 1]], "label 0 does not fit ctc: classes are 1 to 2 here, 0 is blank"),
+        ([[3]], "label 3 does not fit ctc"),
+        ([[1.5]], "label 1.5 does not fit ctc"),
+        ([[-1, 1]], "-1 behind the others"),
+        ([1], "ctc needs labels \\[1, length\\], not \\[1\\]"),
+    ],
+)
+def test_labels_that_ctc_cannot_use_are_an_error(labels: list[list[float]], message: str) -> None:
+    with pytest.raises(MpqError, match=message):
+        get_loss("ctc").per_sample([np.zeros((1, 4, 3), np.float32)], np.array(labels))
+    with pytest.raises(MpqError, match="ctc needs an output"):
+        get_loss("ctc").per_sample([np.zeros((1, 3), np.float32)], np.array([[1]]))
 
 
 def test_extreme_logits_stay_finite() -> None:

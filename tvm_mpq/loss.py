@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tvm_mpq.ctc import connectionist_loss
 from tvm_mpq.errors import MpqError
 
 Array = npt.NDArray[Any]
 LossFunction = Callable[[list[Array], Array | None, list[Array] | None], Any]
 
-LOSSES = ("cross-entropy", "mse", "bce", "kl", "cosine")
+LOSSES = ("cross-entropy", "mse", "bce", "kl", "cosine", "ctc")
 # A float32 softmax underflows to 0; log of the smallest normal float32 keeps the loss of that finite.
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
@@ -76,12 +77,14 @@ class Loss:
 
 
 def get_loss(name: str, *, probabilities: bool = False) -> Loss:
-    """The loss called ``name``: cross-entropy, mse, bce, kl, or ``module:function``.
+    """The loss called ``name``: one of :data:`LOSSES`, or ``module:function``.
 
     - cross-entropy: -log softmax(logits)[label]; output [n, classes, d…], labels [n, d…], mean over d….
     - mse: mean over an output's elements of (output - label)².
     - bce: binary cross-entropy with logits; labels in [0, 1] of the output's shape, mean over elements.
     - cosine: 1 - cosine of the angle between an output and its label, each as one vector; labels of the output's shape.
+    - ctc: -log of the probability of a sequence of labels in any alignment; output [n, positions, classes] of logits,
+      class 0 the blank, labels [n, length], -1 behind those of a shorter sequence (:mod:`tvm_mpq.ctc`).
     - kl: KL(fp32 ‖ output) of the softmax over axis 1, mean over positions, sum over outputs; no labels.
 
     ``probabilities`` says that the network itself ends in a softmax (or sigmoid, for bce), so that its
@@ -104,6 +107,8 @@ def get_loss(name: str, *, probabilities: bool = False) -> Loss:
         return Loss(name, _KullbackLeibler(probabilities), False, True, False)
     if name == "cosine":
         return Loss(name, _cosine, True, False, False)
+    if name == "ctc":
+        return Loss(name, _Ctc(probabilities), True, False, False)
     near = difflib.get_close_matches(name, LOSSES, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise MpqError(f"unknown loss {name!r}: use {', '.join(LOSSES)} or module:function{hint}")
@@ -169,6 +174,21 @@ class _BinaryCrossEntropy:
             # -y log σ(x) - (1 - y) log(1 - σ(x)) without an exp that can overflow.
             terms = np.maximum(x, 0) - x * y + np.log1p(np.exp(-np.abs(x)))
         return _mean_over_positions(terms)
+
+
+@dataclass(frozen=True)
+class _Ctc:
+    probabilities: bool
+
+    def __call__(
+        self, outputs: list[Array], labels: Array | None, reference: list[Array] | None
+    ) -> npt.NDArray[np.float64]:
+        assert labels is not None
+        output = outputs[0]
+        if output.ndim != 3 or output.shape[2] < 2:
+            raise MpqError(f"ctc needs an output [n, positions, classes], not {list(output.shape)}")
+        logs = _log_softmax(output.transpose(0, 2, 1), self.probabilities)
+        return connectionist_loss(logs.transpose(0, 2, 1), labels)
 
 
 def _mse(

@@ -30,7 +30,7 @@ def analyze_command(
     loss: Annotated[
         str,
         typer.Option(
-            help="cross-entropy, mse, bce, cosine, kl (against fp32, no labels) or module:function."
+            help="cross-entropy, mse, bce, cosine, ctc, kl (against fp32, no labels) or module:function."
         ),
     ] = "cross-entropy",
     probabilities: Annotated[

@@ -38,7 +38,10 @@ def benchmark(
         typer.Option(metavar="FILE", help="The fp32 package to compare with, if not the one beside."),
     ] = None,
     loss: Annotated[
-        str, typer.Option(help="cross-entropy, mse, bce, kl (against fp32, no labels) or module:function.")
+        str,
+        typer.Option(
+            help="cross-entropy, mse, bce, cosine, ctc, kl (against fp32, no labels) or module:function."
+        ),
     ] = "cross-entropy",
     threads: ThreadsOption = 1,
     repeat: Annotated[int, typer.Option(metavar="N", help="Runs to time.")] = 100,

@@ -23,14 +23,18 @@ _VECTOR = 32
 
 
 def schedule_default(definition: PrimFunc) -> PrimFunc:
-    """Schedule ``definition``; a function whose shapes are not constant is returned as it is."""
+    """Schedule ``definition``; one whose shapes are not constant, or that is one opaque block, is returned as it is."""
     sch = Schedule(IRModule({"main": definition}))
+    try:
+        root = sch.get_sblock("root")
+    except s_tir.ScheduleError:
+        return definition
     attributes = definition.attrs if definition.attrs is not None else {}
     widest = 1 if SCALAR in attributes else _VECTOR
     rows = [int(extent) for extent in attributes[ROWS]] if ROWS in attributes else []
-    for block in sch.get_child_blocks(sch.get_sblock("root")):
+    for block in sch.get_child_blocks(root):
         _inline(sch, block)
-    for block in sch.get_child_blocks(sch.get_sblock("root")):
+    for block in sch.get_child_blocks(root):
         _schedule_block(sch, block, widest, rows)
     return sch.mod["main"]
 

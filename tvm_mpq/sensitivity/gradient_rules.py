@@ -150,6 +150,22 @@ def _split(
     return [op.concat(parts, int(call.attrs.axis))]
 
 
+def _strided_slice(
+    result: relax.Var, call: relax.Call, adjoint: relax.Var, builder: relax.BlockBuilder
+) -> list[relax.Expr]:
+    """The adjoint where the slice is from, zeros around it."""
+    x, axes, begins, _, *strides = call.args
+    if strides and any(int(step.value) != 1 for step in strides[0]):
+        raise NotImplementedError("the gradient of a slice needs steps of 1")
+    shape, sliced = shape_of(x), shape_of(result)
+    around = [0] * (2 * len(shape))
+    for axis, begin in zip(axes, begins, strict=True):
+        at, extent = int(axis.value) % len(shape), int(begin.value)
+        before = max(0, extent + shape[at] if extent < 0 else extent)
+        around[2 * at : 2 * at + 2] = [before, shape[at] - before - sliced[at]]
+    return [op.nn.pad(adjoint, around), *(no_grad(argument) for argument in call.args[1:])]
+
+
 def _summed(value: relax.Expr, shape: tuple[int, ...], target: relax.Expr) -> relax.Expr:
     return value if shape_of(target) == shape else op.collapse_sum_to(value, shape_of(target))
 
@@ -162,6 +178,7 @@ _RULES: dict[str, Rule] = {
     "min": _extremum,
     "where": _where,
     "split": _split,
+    "strided_slice": _strided_slice,
     "matmul": matmul_gradient,
     "take": take_gradient,
     "nn.conv2d": convolution_gradient,

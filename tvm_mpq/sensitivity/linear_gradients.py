@@ -26,23 +26,23 @@ def matmul_gradient(
 def take_gradient(
     result: relax.Var, call: relax.Call, adjoint: relax.Var, builder: relax.BlockBuilder
 ) -> list[relax.Expr]:
-    """Elements of a vector at constant indices: for each element the sum of the adjoints of where it went.
+    """Slices at constant indices of one axis: for each slice the sum of the adjoints of where it went.
 
     TVM's own rule scatters one element after the other.
     """
     x, indices = call.args
     axis = call.attrs.axis
-    if not isinstance(indices, GenericConst) or len(shape_of(x)) != 1 or axis is None:
+    if not isinstance(indices, GenericConst) or len(shape_of(indices)) != 1 or axis is None:
         return list(_op_gradient.take_grad(result, call, adjoint, builder))
-    places = taken_to(indices.value.numpy().reshape(-1), shape_of(x)[0])
-    count = int(np.prod(shape_of(adjoint)))
-    flat = op.reshape(adjoint, (count,))
+    axis = int(axis) % len(shape_of(x))
+    count = shape_of(indices)[0]
+    places = taken_to(indices.value.numpy(), shape_of(x)[axis])
     if (places == count).any():
-        flat = op.concat([flat, relax.const(np.zeros(1, np.float32))], 0)
-    flat = builder.emit(flat)
+        one = [1 if at == axis else extent for at, extent in enumerate(shape_of(x))]
+        adjoint = builder.emit(op.concat([adjoint, relax.const(np.zeros(one, np.float32))], axis))
     total: relax.Expr | None = None
     for row in places:
-        term = builder.emit(op.take(flat, relax.const(row.astype(np.int32)), 0, "clip"))
+        term = builder.emit(op.take(adjoint, relax.const(row.astype(np.int32)), axis, "clip"))
         total = term if total is None else builder.emit(op.add(total, term))
     assert total is not None
     return [total, no_grad(indices)]

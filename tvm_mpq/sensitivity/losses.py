@@ -12,8 +12,10 @@ import numpy.typing as npt
 from tvm import relax
 from tvm.relax import op
 
+from tvm_mpq.ctc import checked_labels
 from tvm_mpq.errors import MpqError
 from tvm_mpq.loss import LOSSES, get_loss, import_function
+from tvm_mpq.sensitivity.ctc import connectionist_loss
 from tvm_mpq.transform.operator_body import shape_of
 
 Outputs = Sequence[relax.Var]
@@ -72,9 +74,9 @@ def relax_loss(
     """The loss ``name`` of :func:`tvm_mpq.loss.get_loss`, which defines it, as a Relax function.
 
     A user's ``module:function`` has an attribute ``relax``: a function of the same three arguments, as Relax
-    expressions, that returns a Relax expression of shape [n]. ``labels`` are those of the data: only their shape and
-    dtype are looked at, and only for a user's function. Raises MpqError for a name that it does not know, and for a
-    user's function without ``relax``.
+    expressions, that returns a Relax expression of shape [n]. ``labels`` are those of the data, which ctc and a user's
+    function need: of a user's only the shape and dtype are looked at. Raises MpqError for a name that it does not know,
+    for labels that these two lack, and for a user's function without ``relax``.
     """
     if ":" in name:
         return _user_loss(name, labels)
@@ -86,6 +88,10 @@ def relax_loss(
         return RelaxLoss(name, _binary_cross_entropy(probabilities), _same_labels, False, probabilities)
     if name == "cosine":
         return RelaxLoss(name, _cosine, _same_labels, False)
+    if name == "ctc":
+        if labels is None:
+            raise MpqError("loss 'ctc' needs labels and the data has none")
+        return RelaxLoss(name, _ctc(probabilities), _sequences(labels), False, probabilities)
     if name == "kl":
         likelihood = relax_loss("cross-entropy", probabilities=probabilities)
         return RelaxLoss(name, _kullback_leibler(probabilities), None, True, probabilities, likelihood)
@@ -215,6 +221,27 @@ def _kullback_leibler(probabilities: bool) -> Expression:
     return expression
 
 
+def _sequences(labels: npt.NDArray[Any]) -> Callable[[tuple[int, ...]], tuple[tuple[int, ...], str]]:
+    length = math.prod(labels.shape[1:])
+
+    def label_type(shape: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
+        if len(shape) != 3 or shape[2] < 2:
+            raise MpqError(f"ctc needs an output [n, positions, classes], not {list(shape)}")
+        checked_labels(labels, *shape[1:])
+        return (shape[0], length), "int64"
+
+    return label_type
+
+
+def _ctc(probabilities: bool) -> Expression:
+    def expression(
+        builder: relax.BlockBuilder, outputs: Outputs, labels: relax.Var | None, reference: Outputs
+    ) -> relax.Expr:
+        return connectionist_loss(builder, _log_softmax(builder, outputs[0], probabilities, 2), labels)
+
+    return expression
+
+
 def _cosine(
     builder: relax.BlockBuilder, outputs: Outputs, labels: relax.Var | None, reference: Outputs
 ) -> relax.Expr:
@@ -232,10 +259,12 @@ def _mse(
     return _mean_over_positions(builder, builder.emit(difference * difference))
 
 
-def _log_softmax(builder: relax.BlockBuilder, output: relax.Expr, probabilities: bool) -> relax.Var:
+def _log_softmax(
+    builder: relax.BlockBuilder, output: relax.Expr, probabilities: bool, axis: int = 1
+) -> relax.Var:
     if probabilities:
         output = builder.emit(op.log(op.maximum(output, relax.const(_SMALLEST, "float32"))))
-    return builder.emit(op.nn.log_softmax(output, 1))
+    return builder.emit(op.nn.log_softmax(output, axis))
 
 
 def _mean_over_positions(builder: relax.BlockBuilder, values: relax.Var) -> relax.Var:
