@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import zlib
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from tvm_mpq.sensitivity.canonical_builder import CanonicalBuilder
 from tvm_mpq.sensitivity.losses import RelaxLoss
 from tvm_mpq.transform.operator_body import shape_of
 
-PLAIN = tvm.target.Target({"kind": "llvm", "opt-level": 1})
+PLAIN = tvm.target.Target({"kind": "llvm", "opt-level": 0})
 
 
 def doubled(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -40,6 +41,10 @@ def doubled(model: onnx.ModelProto) -> onnx.ModelProto:
                 )
             )
     return changed
+
+
+# ONNX's shape inference and ONNX Runtime disagree about a last window that lies in the padding: it warns at every run.
+onnxruntime.set_default_logger_severity(3)
 
 
 def session(model: onnx.ModelProto) -> tuple[onnxruntime.InferenceSession, Any]:
@@ -71,14 +76,19 @@ def side_by_side(cases: dict[str, onnx.ModelProto]) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
 
 
+def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Normal numbers that depend on ``name`` only, away from zero, where many functions have a kink."""
+    x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
+    return (x + np.copysign(0.02, x)).astype(np.float32)
+
+
 @functools.cache
 def gradients() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
     """For each case x, the direction of its output that is differentiated, and the gradient by x."""
     mod = import_onnx(side_by_side(CASES))
     inputs, outputs = io_specs(mod)
-    rng = np.random.default_rng(0)
-    x = {spec.name: rng.standard_normal(spec.shape).astype(np.float32) for spec in inputs}
-    along = {spec.name: rng.standard_normal(spec.shape).astype(np.float32) for spec in outputs}
+    x = {spec.name: drawn(spec.name, spec.shape) for spec in inputs}
+    along = {spec.name: drawn(spec.name, spec.shape) for spec in outputs}
     results: dict[str, relax.Var] = {}
 
     def collect(_: CanonicalBuilder, operator: Differentiated) -> None:
@@ -156,7 +166,10 @@ CASES = {
     "reciprocal": network([node("Exp", "x", "a"), node("Reciprocal", "a", "y")], {"x": [2, 5]}, ["y"]),
     "max_pool": one("MaxPool", IMAGE, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
     "max_pool_dilated": one("MaxPool", IMAGE, kernel_shape=[2, 2], dilations=[2, 2]),
-    "max_pool_ceil": one("MaxPool", IMAGE, kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1),
+    "max_pool_ceil": one("MaxPool", [2, 3, 8, 6], kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1),
+    "max_pool_ceil_padded": one(
+        "MaxPool", [2, 3, 8, 6], kernel_shape=[2, 3], strides=[3, 2], pads=[0, 1, 1, 0], ceil_mode=1
+    ),
     "average_pool": one("AveragePool", IMAGE, kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 1, 1]),
     "average_pool_padding": one(
         "AveragePool", IMAGE, kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1
@@ -219,12 +232,12 @@ def test_an_operators_gradient_is_that_of_central_differences(name: str) -> None
     xs, along, totals = gradients()
     x, direction_of_y, gradient = xs[f"{name}:x"], along[f"{name}:y"], totals[f"{name}:x"].astype(np.float64)
     runner, dtype = session(CASES[name])
-    # Small enough to pass no kink of a maximum.
-    step = 1e-8 if dtype == np.float64 else 2e-3
+    # Small enough to pass no kink: with float32's larger step none of an activation, and hardly one of a maximum.
+    step = 1e-8 if dtype == np.float64 else 5e-4
     tolerance = 2e-4 if dtype == np.float64 else 1e-2
     rng = np.random.default_rng(1)
     for _ in range(3):
-        direction = rng.standard_normal(x.shape)
+        direction = rng.choice([-1.0, 1.0], x.shape)
         up, down = (
             runner.run(None, {"x": (x + sign * step * direction).astype(dtype)})[0].astype(np.float64)
             for sign in (1.0, -1.0)

@@ -19,7 +19,7 @@ from tvm_mpq.sensitivity.losses import relax_loss
 from tvm_mpq.target import host_target
 
 RNG = np.random.default_rng(0)
-VECTORS, PLANES, SEQUENCE = [3, 5], [3, 4, 2, 3], [3, 6, 4]
+VECTORS, PLANES, SEQUENCE = [3, 5], [3, 4, 2, 3], [3, 4, 4]
 SENTENCES = np.array([[1, 1, 3], [2, -1, -1], [-1, -1, -1]])
 
 

@@ -33,13 +33,11 @@ W4A8, W8A8 = Precision.parse("w4a8"), Precision.parse("w8a8")
 def test_products_are_those_of_the_pipelines_outputs_and_relaxs_gradients() -> None:
     made = prepared(branches)
     loss = relax_loss("cross-entropy", probabilities=True)
-    names = ["stem", "dw", "residual", "logits"]
-    comparison = Comparison(
-        made.mod, loss, made.ranges, dict.fromkeys(names, (W8A8, W4A8)), host_target(), threads=1
-    )
+    candidates = {"stem": (W8A8, W4A8), "residual": (W4A8,), "logits": (W4A8,)}
+    comparison = Comparison(made.mod, loss, made.ranges, candidates, host_target(), threads=1)
     feeds = {**made.feeds(), "labels": np.array([3])}
     found = comparison(feeds)
-    losses, gradients = GradientFunction(made.mod, loss, host_target(), names, threads=1)(feeds)
+    losses, gradients = GradientFunction(made.mod, loss, host_target(), list(candidates), threads=1)(feeds)
     np.testing.assert_array_equal(found.losses, losses)
 
     def outputs(plan: dict[str, str]) -> dict[str, np.ndarray]:

@@ -12,10 +12,13 @@ _ROWS = 60
 
 
 def sensitivity_table(table: SensitivityTable, rows: int = _ROWS) -> Table:
-    """The entries whose change of the loss is largest, in either direction, first; and the sums of all."""
+    """The entries that matter most first, and the sums of all.
+
+    What matters is how far the loss may go in either direction: the first-order change and the second-order part.
+    """
     first = next(iter(table.entries.values()), None)
     samples = 0 if first is None else first.samples
-    shown = sorted(table.entries.items(), key=lambda item: -abs(item[1].mean))[:rows]
+    shown = sorted(table.entries.items(), key=lambda item: -(abs(item[1].mean) + item[1].second_order))[:rows]
     left = len(table.entries) - len(shown)
     title = f"Change of {table.loss} ({table.base_loss:.5f} in fp32) over {samples} samples"
     caption = f"{left} smaller ones are in the file" if left else None

@@ -11,6 +11,8 @@ import tvm
 from tvm import relax
 
 Array = npt.NDArray[Any]
+_TARGET = tvm.target.Target({"kind": "llvm", "opt-level": 1})
+"""It runs a few times: compiling takes longer."""
 
 
 def compiled(function: relax.Function, module: tvm.IRModule) -> Callable[[Array], Array]:
@@ -19,7 +21,7 @@ def compiled(function: relax.Function, module: tvm.IRModule) -> Callable[[Array]
     public = relax.Function(function.params, function.body, function.ret_ty, function.is_pure)
     whole = tvm.IRModule(called)
     whole["main"] = public.with_attr("global_symbol", "main")
-    machine = relax.VirtualMachine(relax.build(whole, tvm.target.Target("llvm")), tvm.cpu())
+    machine = relax.VirtualMachine(relax.build(whole, _TARGET), tvm.cpu())
 
     def run(x: Array) -> Array:
         result: Array = machine["main"](tvm.runtime.tensor(np.ascontiguousarray(x, np.float32))).numpy()
