@@ -46,7 +46,7 @@ KERNEL_PRECISIONS = (
 
 @dataclass(frozen=True)
 class Roofline:
-    """What a core of a kind of machine can do at most, from its makers' documents: costs are modelled from it.
+    """What a core of a kind of machine can do at most, by estimates (measured on none): costs are modelled from it.
 
     ``float_multipliers`` and ``integer_multipliers`` start one vector of the full width each a cycle. Bandwidths are
     those of reading with one core, in GB/s; the second cache is a core's own, the last one and memory are shared.
