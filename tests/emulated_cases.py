@@ -87,6 +87,13 @@ SPECS: dict[str, KernelSpec] = {
     "matmul of one row": _spec("matmul", ConvolutionShape(1, 1, 1, 70, 48), out="float32"),
     "matmul of ragged channels": _spec("matmul", ConvolutionShape(33, 1, 1, 61, 21)),
     "matmul to float": _spec("matmul", ConvolutionShape(17, 1, 1, 64, 32), out="float32"),
+    "one row by 4-bit codes": _spec("packed_rows", ConvolutionShape(1, 1, 1, 197, 150), bits=4),
+    "three rows by 4-bit codes": _spec(
+        "packed_rows", ConvolutionShape(3, 1, 1, 64, 21), out="float32", bits=4
+    ),
+    "two rows by 4-bit codes in groups": _spec(
+        "packed_rows", ConvolutionShape(2, 1, 1, 130, 64), bits=4, group=32
+    ),
     "winograd": _spec("winograd", ConvolutionShape(1, 9, 8, 32, 32, (3, 3), (1, 1), SAME)),
     "winograd of ragged channels": _spec(
         "winograd", ConvolutionShape(2, 5, 6, 17, 12, (3, 3), (1, 1), (0, 1, 1, 0))
@@ -186,7 +193,7 @@ def weighted(spec: KernelSpec) -> Case:
     multiplier = rng.random(shape.out_channels) * (spread / np.sqrt(codes[0].size)) + 1e-6
     multiplier = multiplier.astype(np.float32)
     unshifted = spec.family == "depthwise" or spec.row.activation == "uint8"
-    folded = fold_zero_point(bias, multiplied, ZEROS[0]) if unshifted else bias
+    folded = fold_zero_point(bias, multiplied, ZEROS[0] - spec.input_offset) if unshifted else bias
     arguments = (
         _rows(q),
         *_pack(spec, codes, folded, multiplier, factors=factors),

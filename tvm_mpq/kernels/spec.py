@@ -21,11 +21,22 @@ from tvm_mpq.kernels.depthwise import (
 from tvm_mpq.kernels.intrinsic import (
     BFLOAT16,
     FLOAT,
+    INTEGER,
     Intrinsic,
     intrinsic,
     narrow_intrinsic,
     winograd_intrinsic,
 )
+from tvm_mpq.kernels.packed_rows import (
+    INPUT_OFFSET,
+    LEAST_CHANNELS,
+    MOST_ROWS,
+    PackedRowsGeometry,
+    PackedRowsTile,
+    default_packed_rows_tile,
+    packed_rows_tiles,
+)
+from tvm_mpq.kernels.packed_rows_program import packed_rows
 from tvm_mpq.kernels.schedule_convolution import schedule_convolution
 from tvm_mpq.kernels.tiles import ConvolutionTile, convolution_tiles, default_convolution_tile
 from tvm_mpq.kernels.weight_only import (
@@ -48,7 +59,7 @@ from tvm_mpq.kernels.winograd_program import winograd
 
 ATTRIBUTE = "mpq.kernel"
 
-Tile: TypeAlias = ConvolutionTile | DepthwiseTile | WeightOnlyTile | WinogradTile
+Tile: TypeAlias = ConvolutionTile | DepthwiseTile | PackedRowsTile | WeightOnlyTile | WinogradTile
 """The decisions of one template; its type says which."""
 
 
@@ -56,7 +67,8 @@ Tile: TypeAlias = ConvolutionTile | DepthwiseTile | WeightOnlyTile | WinogradTil
 class KernelSpec:
     """A convolution (matrix multiplications included) or a depthwise convolution on one instruction set.
 
-    Family ``weight_only`` is a matrix multiplication of float32 by packed codes of 2 or 4 bits (``weight_bits``).
+    Family ``packed_rows`` is a matrix multiplication of few 8-bit rows by codes of up to 4 bits, ``weight_only`` one of
+    float32 by packed codes of 2 or 4 bits (``weight_bits``).
     ``weight_dtype``: what weights of a kernel on float32 are stored in ("float32", "float16", "bfloat16" or "int8").
     ``weight_group``: the codes share an integer factor in groups of so many elements of the reduction (0: none).
     ``adds``: the kernel adds another tensor to its 8-bit result (see ``convolution``).
@@ -103,6 +115,8 @@ class KernelSpec:
             row = winograd_intrinsic(self.instruction, self.in_dtype)
             assert row is not None
             return row if self.in_dtype == "uint8" else replace(row, weight=self.float_weight)
+        if self.family == "packed_rows":
+            return self._packed_row
         weight = "int8" if self.in_dtype == "uint8" else "float32"
         row = intrinsic(self.instruction, weight, self.shape.out_channels // self.shape.groups)
         if self.in_dtype != "uint8":
@@ -110,6 +124,23 @@ class KernelSpec:
             widening = replace(row, weight=self.float_weight)
             return BFLOAT16.get(self.instruction, widening) if in_bfloat16 else widening
         return narrow_intrinsic(row, self.weight_bits, self.weight_group, self.shape.run, self.int16_words)
+
+    @property
+    def _packed_row(self) -> Intrinsic:
+        """How the weights of family ``packed_rows`` lie: as if one instruction multiplied a whole block of columns."""
+        g = self.packed_rows
+        return replace(
+            INTEGER[self.instruction],
+            name=f"{g.dot.family}{32 * g.dot.lanes}",
+            activation="uint8",
+            weight="uint8",
+            lanes=g.columns,
+            group=g.step,
+            family=g.dot.family,
+            words=g.words,
+            nibbles=True,
+            multiplied=bool(g.group),
+        )
 
     @property
     def float_weight(self) -> str:
@@ -144,9 +175,23 @@ class KernelSpec:
         )
 
     @property
+    def packed_rows(self) -> PackedRowsGeometry:
+        """The extents of a kernel of family ``packed_rows``."""
+        shape = self.shape
+        return PackedRowsGeometry(
+            shape.rows, shape.in_channels, shape.out_channels, self.weight_group, self.instruction
+        )
+
+    @property
+    def input_offset(self) -> int:
+        """What the kernel subtracts from its 8-bit activations: its bias is for a zero-point less by so much."""
+        return INPUT_OFFSET if self.family == "packed_rows" else 0
+
+    @property
     def base(self) -> KernelSpec:
         """What is computed, whatever algorithm computes it."""
-        return replace(self, family="conv2d") if self.family == "winograd" else self
+        families = {"winograd": "conv2d", "packed_rows": "matmul"}
+        return replace(self, family=families.get(self.family, self.family))
 
     @property
     def key(self) -> KernelSpec:
@@ -162,8 +207,20 @@ class KernelSpec:
             return None  # its weights are whole bytes, and floats of 32 bits are multiplied
         return replace(self, family="winograd")
 
+    def by_packed_rows(self) -> KernelSpec | None:
+        """This matrix multiplication by the kernel for few rows, or None where it has more or its codes more bits."""
+        shape = self.shape
+        if self.family != "matmul" or self.in_dtype != "uint8" or not self.row.nibbles:
+            return None
+        if shape.rows > MOST_ROWS or shape.in_channels < LEAST_CHANNELS or self.weight_group % 32:
+            return None
+        return replace(self, family="packed_rows")
+
     def faster(self) -> KernelSpec:
-        """This convolution by Winograd's algorithm where that gives the same result sooner, else itself."""
+        """This kernel by the algorithm that gives the same result sooner, which may be its own."""
+        packed = self.by_packed_rows()
+        if packed is not None:
+            return packed
         other = self.by_winograd()
         if other is None or not winograd_pays(WinogradGeometry(self.shape, other.row), self.row):
             return self
@@ -173,12 +230,16 @@ class KernelSpec:
         """The base spec by the algorithm that ``tile`` is of, for None by the one modelled as faster."""
         if tile is None:
             return self.base.faster()
+        if isinstance(tile, PackedRowsTile):
+            return replace(self.base, family="packed_rows")
         return replace(self.base, family="winograd") if isinstance(tile, WinogradTile) else self.base
 
     def default_tile(self) -> Tile:
         """The tile that is used where none was tuned, of this spec's own algorithm."""
         if self.family == "winograd":
             return default_winograd_tile(WinogradGeometry(self.shape, self.row))
+        if self.family == "packed_rows":
+            return default_packed_rows_tile(self.packed_rows)
         if self.family == "weight_only":
             return default_weight_only_tile(self.weight_only)
         if self.family == "depthwise":
@@ -202,11 +263,14 @@ class KernelSpec:
             other = base.by_winograd()
             if other is not None:
                 tiles += winograd_tiles(WinogradGeometry(other.shape, other.row))
+            packed = base.by_packed_rows()
+            if packed is not None:
+                tiles += packed_rows_tiles(packed.packed_rows)
         return list(dict.fromkeys(tiles))
 
     def define(self) -> PrimFunc:
         """The unscheduled kernel, marked with this spec."""
-        if self.family in ("winograd", "weight_only"):
+        if self.family in ("packed_rows", "winograd", "weight_only"):
             return self.schedule().with_attr(ATTRIBUTE, self.to_json())
         if self.family == "depthwise":
             definition = depthwise(self.shape, self.in_dtype, self.out, self.float_weight)
@@ -221,6 +285,8 @@ class KernelSpec:
         tile = tile or self.default_tile()
         if isinstance(tile, WinogradTile):
             return winograd(self.shape, self.in_dtype, self.out, self.row, tile)
+        if isinstance(tile, PackedRowsTile):
+            return packed_rows(self.packed_rows, self.out, tile)
         if isinstance(tile, WeightOnlyTile):
             program = weight_only_panel if tile.panel else weight_only
             return program(self.weight_only, self.out, tile)

@@ -222,7 +222,7 @@ def _arguments(
         return [*weights, layout.pack_each(numbers.bias), *scales]
     bias = numbers.bias
     if fold:
-        bias = fold_zero_point(bias, numbers.weight, numbers.zero_points[0])
+        bias = fold_zero_point(bias, numbers.weight, numbers.zero_points[0] - spec.input_offset)
     return [*weights, layout.pack_each(bias), *scales, np.array(numbers.zero_points, np.int32)]
 
 

@@ -10,12 +10,13 @@ import numpy.typing as npt
 from tvm_mpq.kernels.convolution import packed_weight_shape
 from tvm_mpq.kernels.depthwise import DepthwiseTile, channel_bytes
 from tvm_mpq.kernels.intrinsic import FLOAT
+from tvm_mpq.kernels.packed_rows import PackedRowsTile
 from tvm_mpq.kernels.spec import KernelSpec, Tile
 from tvm_mpq.kernels.tiles import BYTES, ConvolutionTile
 from tvm_mpq.kernels.weight_only import WeightOnlyTile
 from tvm_mpq.kernels.winograd import WinogradGeometry, WinogradTile
 
-_KINDS = (ConvolutionTile, DepthwiseTile, WinogradTile, WeightOnlyTile)
+_KINDS = (ConvolutionTile, DepthwiseTile, WinogradTile, WeightOnlyTile, PackedRowsTile)
 _SIZE = 32
 
 
@@ -43,6 +44,8 @@ def features(spec: KernelSpec, tiles: list[Tile]) -> npt.NDArray[np.float32]:
             own = _depthwise(spec, tile)
         elif isinstance(tile, WeightOnlyTile):
             own = _weight_only(spec, tile)
+        elif isinstance(tile, PackedRowsTile):
+            own = _packed_rows(spec, tile)
         else:
             own = _winograd(spec, tile)
         numbers = [*kinds, *common, *own]
@@ -139,6 +142,17 @@ def _weight_only(spec: KernelSpec, tile: WeightOnlyTile) -> list[float]:
         _log(geometry.steps * tile.rows * tile.row_tiles),
         _log(geometry.steps * tile.column_blocks),
         float(tile.panel),
+    ]
+
+
+def _packed_rows(spec: KernelSpec, tile: PackedRowsTile) -> list[float]:
+    geometry = spec.packed_rows
+    return [
+        tile.panels,
+        geometry.rows * tile.panels,
+        _log(tile.blocks),
+        _log(geometry.blocks // tile.blocks),
+        _log(geometry.steps),
     ]
 
 

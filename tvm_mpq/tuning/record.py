@@ -7,16 +7,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tvm_mpq.kernels.depthwise import DepthwiseTile
+from tvm_mpq.kernels.packed_rows import PackedRowsTile
 from tvm_mpq.kernels.spec import KernelSpec, Tile
 from tvm_mpq.kernels.tiles import ConvolutionTile
 from tvm_mpq.kernels.weight_only import WeightOnlyTile
 from tvm_mpq.kernels.winograd import WinogradTile
 
-TEMPLATE_VERSIONS = {"convolution": 1, "depthwise": 1, "weight_only": 2, "winograd": 1}
+TEMPLATE_VERSIONS = {"convolution": 1, "depthwise": 1, "packed_rows": 1, "weight_only": 2, "winograd": 1}
 """Raised with a change of a template that changes which tiles are fast; records of older versions are ignored."""
 _TILES: dict[str, type[Tile]] = {
     "convolution": ConvolutionTile,
     "depthwise": DepthwiseTile,
+    "packed_rows": PackedRowsTile,
     "weight_only": WeightOnlyTile,
     "winograd": WinogradTile,
 }
