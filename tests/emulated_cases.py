@@ -98,6 +98,7 @@ SPECS: dict[str, KernelSpec] = {
     "winograd of ragged channels": _spec(
         "winograd", ConvolutionShape(2, 5, 6, 17, 12, (3, 3), (1, 1), (0, 1, 1, 0))
     ),
+    "winograd of 4 bits": _spec("winograd", ConvolutionShape(1, 5, 7, 35, 24, (3, 3), (1, 1), SAME), bits=4),
     "float 1x1": _spec("conv2d", ConvolutionShape(1, 7, 9, 32, 64), "float32"),
     "float 3x3 strided": _spec("conv2d", ConvolutionShape(1, 13, 12, 5, 40, (3, 3), (2, 2), SAME), "float32"),
     "float depthwise": _spec(
@@ -245,7 +246,7 @@ def _pack(
     row, groups = spec.row, spec.shape.groups
     if spec.family == "winograd":
         tiled = WinogradGeometry(spec.shape, row)
-        packed = pack_winograd(weights, tiled.channels, tiled.block, row.group)
+        packed = pack_winograd(weights, tiled.channels, tiled.block, row.group, row.nibbles)
         return [packed, *(pack_channels(values, 1, tiled.block) for values in each)]
     packed = [pack_weights(weights, groups, row.lanes, row.group, row.words, row.nibbles)]
     if factors is not None:

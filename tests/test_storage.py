@@ -100,7 +100,7 @@ def test_weights_expand_to_what_numpy_packs(instruction, kind, kernel, channels,
     chosen = round_to_nearest(w, bits, group)
     shape = ConvolutionShape(1, 9, 9, inputs * groups, outputs, kernel, groups=groups)
     spec = KernelSpec(kind, shape, "uint8", Output("uint8"), instruction)
-    if kind == "conv2d":
+    if kind in ("conv2d", "winograd"):
         spec = KernelSpec(kind, shape, "uint8", Output("uint8"), instruction, bits, chosen.effective_group)
     layout = weight_layout(spec)
     stream, expansion = store(chosen, layout.extents[0], layout.cut)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,6 +25,7 @@ from tvm_mpq.kernels.winograd import (
 from tvm_mpq.kernels.winograd_program import winograd
 from tvm_mpq.quantization.packing import pack_channels
 from tvm_mpq.quantization.winograd import pack_winograd
+from tvm_mpq.transform.weight_layout import weight_layout
 
 EXAMPLES = settings(
     max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -73,14 +77,15 @@ def _run_integer(
     bias: np.ndarray,
     multiplier: np.ndarray,
     zeros: tuple[int, int],
+    nibbles: bool = False,
 ) -> np.ndarray:
-    row = _row(instruction, "uint8")
+    row = replace(_row(instruction, "uint8"), nibbles=nibbles)
     geometry = WinogradGeometry(shape, row)
     return run(
         winograd(shape, "uint8", Output("uint8"), row, tile or default_winograd_tile(geometry)),
         instruction,
         q.reshape(-1, shape.in_channels),
-        pack_winograd(codes, geometry.channels, geometry.block, row.group),
+        pack_winograd(codes, geometry.channels, geometry.block, row.group, nibbles),
         pack_channels(bias, 1, geometry.block),
         pack_channels(multiplier, 1, geometry.block),
         np.array(zeros, np.int32),
@@ -94,6 +99,7 @@ def _run_integer(
     tile=tiles(),
     zeros=st.tuples(st.sampled_from([0, 1, 117, 255]), st.integers(0, 255)),
     extreme=st.booleans(),
+    nibbles=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_integers_are_exact(
@@ -102,22 +108,24 @@ def test_integers_are_exact(
     tile: WinogradTile | None,
     zeros: tuple[int, int],
     extreme: bool,
+    nibbles: bool,
     seed: int,
 ) -> None:
     require(instruction)
+    most = 7 if nibbles else 127
     rng = np.random.default_rng(seed)
     image = (shape.batch, shape.height, shape.width, shape.in_channels)
     filters = (shape.out_channels, shape.in_channels, 3, 3)
     if extreme:
         q = rng.choice(np.array([0, 255], np.uint8), image)
-        codes = rng.choice(np.array([-127, 127], np.int8), filters)
+        codes = rng.choice(np.array([-most, most], np.int8), filters)
     else:
         q = rng.integers(0, 256, image).astype(np.uint8)
-        codes = rng.integers(-127, 128, filters).astype(np.int8)
+        codes = rng.integers(-most, most + 1, filters).astype(np.int8)
     bias = rng.integers(-5000, 5000, shape.out_channels).astype(np.int32)
     spread = 4e-3 / np.sqrt(9 * shape.in_channels)
     multiplier = (rng.random(shape.out_channels) * spread + 1e-6).astype(np.float32)
-    out = _run_integer(instruction, shape, tile, q, codes, bias, multiplier, zeros)
+    out = _run_integer(instruction, shape, tile, q, codes, bias, multiplier, zeros, nibbles)
     expected = quantized_convolution(q, codes, bias, multiplier, zeros, shape)
     np.testing.assert_array_equal(out, expected, strict=True)
 
@@ -210,6 +218,23 @@ def test_large_layers_are_computed_by_it_and_what_it_cannot_do_is_not(in_dtype: 
     wide = ConvolutionShape(1, 56, 56, 64, 64, (5, 5), (1, 1), (2, 2, 2, 2))
     for shape in (strided, dilated, grouped, wide):
         assert _family(shape, in_dtype, "avx2") == "conv2d"
+
+
+def test_codes_of_4_bits_stay_packed() -> None:
+    """Both algorithms read two codes a byte; factors of groups are the direct kernel's, or in codes of whole bytes."""
+
+    def spec(shape: ConvolutionShape, bits: int = 4, group: int = 0) -> KernelSpec:
+        return KernelSpec("conv2d", shape, "uint8", Output("uint8"), "avx2", bits, group, 4)
+
+    for shape in (same(56, 56, 64, 64), same(28, 28, 128, 128), same(14, 14, 256, 256)):
+        chosen = spec(shape).faster()
+        assert chosen.family == "winograd"
+        assert math.prod(weight_layout(chosen).shape) == 9 * shape.in_channels * shape.out_channels // 2
+    assert spec(same(7, 7, 512, 512)).faster().family == "conv2d"
+    assert spec(same(56, 56, 64, 64), group=32).by_winograd() is None
+    by_winograd = spec(same(56, 56, 64, 64), group=12).by_winograd()
+    assert by_winograd is not None
+    assert not by_winograd.row.nibbles
 
 
 def test_it_is_not_chosen_where_it_is_slower() -> None:

@@ -114,7 +114,10 @@ class KernelSpec:
         if self.family == "winograd":
             row = winograd_intrinsic(self.instruction, self.in_dtype)
             assert row is not None
-            return row if self.in_dtype == "uint8" else replace(row, weight=self.float_weight)
+            if self.in_dtype != "uint8":
+                return replace(row, weight=self.float_weight)
+            # Factors of groups are in the codes, which are whole bytes then.
+            return replace(row, nibbles=self.weight_bits <= 4 and not self.weight_group)
         if self.family == "packed_rows":
             return self._packed_row
         weight = "int8" if self.in_dtype == "uint8" else "float32"
@@ -203,8 +206,8 @@ class KernelSpec:
         row = winograd_intrinsic(self.instruction, self.in_dtype)
         if self.family != "conv2d" or row is None or not winograd_fits(self.shape, self.in_dtype):
             return None
-        if self.row.nibbles or self.row.family == "vdpbf16ps":
-            return None  # its weights are whole bytes, and floats of 32 bits are multiplied
+        if self.row.multiplied or self.row.family == "vdpbf16ps":
+            return None  # it applies no factors of groups, and floats of 32 bits are multiplied
         return replace(self, family="winograd")
 
     def by_packed_rows(self) -> KernelSpec | None:

@@ -95,9 +95,10 @@ class WinogradGeometry:
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int, int]:
-        """[blocks, 9, channels / G, block, G] of the packed weights."""
+        """[blocks, 9, channels / G, block, G] of the packed weights; of 4-bit codes two steps share a byte."""
         group = self.intrinsic.group
-        return (self.blocks, 9, self.channels // group, self.block, group)
+        steps = self.channels // group
+        return (self.blocks, 9, steps // 2 if self.intrinsic.nibbles else steps, self.block, group)
 
 
 def winograd_fits(shape: ConvolutionShape, in_dtype: str) -> bool:
@@ -159,7 +160,8 @@ def winograd_pays(geometry: WinogradGeometry, direct_row: Intrinsic) -> bool:
     """Whether it is modelled at least a quarter faster than the direct kernel, in vector multiplications.
 
     The other costs (two multiplications take a cycle) are fitted to measurements on Zen 3. ``direct_row``: what the
-    direct kernel multiplies by; words that are added before they are widened leave fewer other instructions.
+    direct kernel multiplies by; words that are added before they are widened leave fewer other instructions, codes that
+    have to be unpacked more.
     """
     shape, lanes = geometry.shape, geometry.intrinsic.lanes
     outputs = geometry.blocks * geometry.block
@@ -175,7 +177,9 @@ def winograd_pays(geometry: WinogradGeometry, direct_row: Intrinsic) -> bool:
     expansion = (100 if spills else 64) * weight_vectors
     steps = shape.reduction(geometry.intrinsic.group)
     direct = shape.rows * steps * _round_up(shape.out_channels, lanes) / geometry.vector
-    if direct_row.family == "pmaddubsw":
+    if direct_row.nibbles:
+        direct *= 0.68
+    elif direct_row.family == "pmaddubsw":
         direct *= 0.4 * (1 + 1 / direct_row.words)
     return direct >= 1.25 * (multiplications + transforms + expansion + _PARALLEL_LOOPS)
 

@@ -26,7 +26,7 @@ from tvm_mpq.kernels.emit import When, argument, scratch, store_vector
 from tvm_mpq.kernels.intrinsic import Intrinsic
 from tvm_mpq.kernels.narrow_weights import stored_dtype, widened
 from tvm_mpq.kernels.requantize import requantize_vector
-from tvm_mpq.kernels.tensor_intrinsics import multiply_accumulate
+from tvm_mpq.kernels.tensor_intrinsics import NIBBLE_OFFSET, multiply_accumulate
 from tvm_mpq.kernels.winograd import WinogradGeometry, WinogradTile
 
 Index: TypeAlias = int | Expr
@@ -66,6 +66,8 @@ class _Program:
             x_dtype = "uint8" if self.integer else "float32"
             weight_dtype = "int8" if self.integer else stored_dtype(g.intrinsic.weight)
             self.scaled = weight_dtype == "int8"
+            if g.intrinsic.nibbles:
+                weight_dtype = "uint8"
             pixels = shape.batch * shape.height * shape.width
             self.x = argument("x", (pixels, shape.in_channels), x_dtype)
             self.weight = argument("weight", g.weight_shape, weight_dtype)
@@ -170,21 +172,28 @@ class _Program:
 
     def _expand(self, u: Buffer, block: Expr, u_base: Index) -> None:
         g = self.g
-        group = g.intrinsic.group
-        with T.serial(0, g.channels // group) as k:
-            for vector in range(g.vectors):
-                first = vector * self.lanes
+        together = 2 if g.intrinsic.nibbles else 1
+        with T.serial(0, g.weight_shape[2]) as stored:
+            for half, vector in [(half, vector) for half in range(together) for vector in range(g.vectors)]:
+                k, first = stored * together + half, vector * self.lanes
                 columns = []
                 for s in range(3):
-                    weights = [self._weights(block, 3 * r + s, k, first) for r in range(3)]
+                    weights = [self._weights(block, 3 * r + s, stored, first, half) for r in range(3)]
                     columns.append(_transform_weights(weights))
                 for i in range(4):
                     for j, value in enumerate(_transform_weights([column[i] for column in columns])):
                         to = u_base + (4 * i + j) * self.u_stride + (k * g.vectors + vector) * self.width
                         _store(u, T.ramp(to, 1, self.width), value)
 
-    def _weights(self, block: Expr, tap: int, k: Expr, first: int) -> Expr:
-        value = self.weight.vload([block, tap, k, first, 0], f"{self.weight.dtype}x{self.width}")
+    def _weights(self, block: Expr, tap: int, stored: Expr, first: int, half: int) -> Expr:
+        value = self.weight.vload([block, tap, stored, first, 0], f"{self.weight.dtype}x{self.width}")
+        if self.g.intrinsic.nibbles:
+            words = T.cast(value, f"int16x{self.width}")
+            if half:
+                code = T.shift_right(words, T.broadcast(T.int16(4), self.width))
+            else:
+                code = T.bitwise_and(words, T.broadcast(T.int16(15), self.width))
+            return T.bind(code - T.broadcast(T.int16(NIBBLE_OFFSET), self.width))
         if self.integer:
             return T.bind(T.cast(value, f"int16x{self.width}"))
         return T.bind(widened(value, self.g.intrinsic.weight, self.width))

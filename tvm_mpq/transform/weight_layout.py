@@ -50,13 +50,14 @@ def weight_layout(spec: KernelSpec) -> WeightLayout:
     row = spec.row
     if spec.family == "winograd":
         tiled = WinogradGeometry(shape, row)
-        blocks, steps = -(-shape.out_channels // tiled.block), tiled.channels // row.group
+        blocks, _, steps = tiled.weight_shape[:3]
         return WeightLayout(
-            (blocks, 9, steps, tiled.block, row.group),
+            tiled.weight_shape,
             (1, blocks, 9, steps, 1, tiled.block, row.group),
             (9, shape.in_channels),
-            lambda w: _as_read(pack_winograd(w, tiled.channels, tiled.block, row.group), spec),
+            lambda w: _as_read(pack_winograd(w, tiled.channels, tiled.block, row.group, row.nibbles), spec),
             lambda values: pack_channels(values, shape.groups, tiled.block),
+            row.nibbles,
         )
     packed = packed_weight_shape(shape, row)
     groups, blocks, steps = packed[:3]
