@@ -12,7 +12,7 @@ from tvm import IRModule
 
 from tvm_mpq.cost.assemble import TimedPlan, assemble
 from tvm_mpq.cost.network import alternating_plans, edges, executed_plan, roots, uniform_plans
-from tvm_mpq.cost.runs import Lowered, Stopwatch, lower
+from tvm_mpq.cost.runs import Listing, Stopwatch, lower
 from tvm_mpq.cost.store import KernelTimes
 from tvm_mpq.cost.table import MEASURED, SCHEMA_VERSION, Check, CostTable
 from tvm_mpq.cpu import cpu_name
@@ -53,7 +53,8 @@ def measure_costs(
             "use --modelled for a roofline model"
         )
     chosen = with_fp32(target, precisions)
-    stopwatch = Stopwatch(target, threads, KernelTimes.open(cache, target, threads))
+    inputs = list(noise(io_specs(mod)[0]).values())
+    stopwatch = Stopwatch(target, threads, KernelTimes.open(cache, target, threads), inputs)
     plans = list(uniform_plans(mod, chosen))
     integer = [precision for precision in chosen if precision.integer_activations]
     mixed = list(alternating_plans(mod, integer[0])) if integer else []
@@ -62,23 +63,22 @@ def measure_costs(
     if progress is not None:
         task = progress.add_task("measuring costs", total=len(plans) + len(mixed) + len(random))
 
-    def step() -> None:
+    def timed(plan: PrecisionPlan, whole: bool) -> Listing:
+        lowered = lower(mod, plan, target)
+        stopwatch.time(lowered, whole)
         if progress is not None and task is not None:
             progress.advance(task)
+        return lowered.listing()
 
-    lowered = [lower(mod, plan, target) for plan in (*plans, *mixed, *random)]
-    uniform, rest = lowered[: len(plans)], lowered[len(plans) :]
-    alternating, checked = rest[: len(mixed)], rest[len(mixed) :]
-    for each in (*uniform, *checked):
-        stopwatch.add(each, whole=True)
-    for each in alternating:
-        stopwatch.add(each, whole=False)
-    stopwatch.run(list(noise(io_specs(mod)[0]).values()), step)
+    uniform = [timed(plan, whole=True) for plan in plans]
+    alternating = [timed(plan, whole=False) for plan in mixed]
+    checked = [timed(plan, whole=True) for plan in random]
+    stopwatch.finish()
     stopwatch.times.save()
 
     kernels = stopwatch.times.kernels
 
-    def of(plan: PrecisionPlan, lowered: Lowered) -> TimedPlan:
+    def of(plan: PrecisionPlan, lowered: Listing) -> TimedPlan:
         asked = {name: str(plan[name]) for name in plan}
         return TimedPlan(asked, lowered.executed, lowered.calls, [kernels[key] for key in lowered.keys])
 
