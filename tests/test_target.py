@@ -23,39 +23,62 @@ PRECISIONS = FILE[FILE.index("precisions = ") + len("precisions = ") : FILE.inde
 
 # LLVM's name → /proc/cpuinfo's, for what LLVM may pick by itself when it compiles plain arithmetic.
 LLVM_TO_CPUINFO = {
-    "avx": "avx",
-    "avx2": "avx2",
-    "avx512bf16": "avx512_bf16",
-    "avx512bitalg": "avx512_bitalg",
-    "avx512bw": "avx512bw",
-    "avx512cd": "avx512cd",
-    "avx512dq": "avx512dq",
-    "avx512f": "avx512f",
-    "avx512ifma": "avx512ifma",
-    "avx512vbmi": "avx512vbmi",
-    "avx512vbmi2": "avx512_vbmi2",
-    "avx512vl": "avx512vl",
-    "avx512vnni": "avx512_vnni",
-    "avx512vpopcntdq": "avx512_vpopcntdq",
-    "avxvnni": "avx_vnni",
-    "bmi": "bmi1",
-    "bmi2": "bmi2",
-    "cx16": "cx16",
-    "f16c": "f16c",
-    "fma": "fma",
-    "gfni": "gfni",
-    "lzcnt": "abm",
-    "movbe": "movbe",
-    "pclmul": "pclmulqdq",
-    "popcnt": "popcnt",
-    "sahf": "lahf_lm",
-    "sse4.1": "sse4_1",
-    "sse4.2": "sse4_2",
-    "ssse3": "ssse3",
-    "vaes": "vaes",
-    "vpclmulqdq": "vpclmulqdq",
-    "xsave": "xsave",
+    "x86_64": {
+        "avx": "avx",
+        "avx2": "avx2",
+        "avx512bf16": "avx512_bf16",
+        "avx512bitalg": "avx512_bitalg",
+        "avx512bw": "avx512bw",
+        "avx512cd": "avx512cd",
+        "avx512dq": "avx512dq",
+        "avx512f": "avx512f",
+        "avx512ifma": "avx512ifma",
+        "avx512vbmi": "avx512vbmi",
+        "avx512vbmi2": "avx512_vbmi2",
+        "avx512vl": "avx512vl",
+        "avx512vnni": "avx512_vnni",
+        "avx512vpopcntdq": "avx512_vpopcntdq",
+        "avxvnni": "avx_vnni",
+        "bmi": "bmi1",
+        "bmi2": "bmi2",
+        "cx16": "cx16",
+        "f16c": "f16c",
+        "fma": "fma",
+        "gfni": "gfni",
+        "lzcnt": "abm",
+        "movbe": "movbe",
+        "pclmul": "pclmulqdq",
+        "popcnt": "popcnt",
+        "sahf": "lahf_lm",
+        "sse4.1": "sse4_1",
+        "sse4.2": "sse4_2",
+        "ssse3": "ssse3",
+        "vaes": "vaes",
+        "vpclmulqdq": "vpclmulqdq",
+        "xsave": "xsave",
+    },
+    "aarch64": {
+        "bf16": "bf16",
+        "complxnum": "fcma",
+        "dit": "dit",
+        "dotprod": "asimddp",
+        "flagm": "flagm",
+        "fp-armv8": "fp",
+        "fp16fml": "asimdfhm",
+        "fullfp16": "asimdhp",
+        "i8mm": "i8mm",
+        "jsconv": "jscvt",
+        "lse": "atomics",
+        "neon": "asimd",
+        "rcpc": "lrcpc",
+        "rdm": "asimdrdm",
+        "sve": "sve",
+    },
+    "arm": {"d32": "vfpd32", "hwdiv": "idivt", "hwdiv-arm": "idiva", "neon": "neon", "vfp4": "vfpv4"},
+    "riscv64": {name: name for name in "imafdcv"},
 }
+ALSO = {"asimdhp": {"fphp"}}
+"""What Linux has two names for."""
 
 
 def test_the_promised_targets_are_there():
@@ -77,7 +100,9 @@ def test_a_target_needs_all_that_its_compiler_may_use(name):
     assert target.supports(Precision.parse("w4g32a32"))
     assert not target.supports(Precision.parse("w8g32a8"))
     used = {str(feature) for feature in tvm.target.codegen.llvm_get_cpu_features(target.tvm_target())}
-    assert {LLVM_TO_CPUINFO[f] for f in used if f in LLVM_TO_CPUINFO} == {*target.features}
+    names = LLVM_TO_CPUINFO[target.architecture]
+    features = {names[f] for f in used if f in names}
+    assert features.union(*(ALSO.get(f, ()) for f in features)) == {*target.features}
 
 
 @pytest.mark.parametrize(
@@ -88,6 +113,10 @@ def test_a_target_needs_all_that_its_compiler_may_use(name):
         ("avxvnni", "avx_vnni"),
         ("avx512", "avx512bw"),
         ("avx2", "avx2"),
+        ("i8mm", "i8mm"),
+        ("dotprod", "asimddp"),
+        ("neon", "asimd"),
+        ("neon32", "neon"),
     ],
 )
 def test_an_instruction_is_among_the_features(instruction, feature):
@@ -151,6 +180,14 @@ def test_a_name_cannot_reach_out_of_the_folder():
         load_target("../pyproject")
 
 
+def test_an_unknown_processor_is_answered_with_near_ones():
+    wrong = dataclasses.replace(load_target("raspberry-pi-4"), mcpu="cortex-a27")
+    with pytest.raises(
+        MpqError, match=r"LLVM knows no mcpu 'cortex-a27' for aarch64.*did you mean cortex-a7"
+    ):
+        wrong.tvm_target()
+
+
 def test_a_target_can_be_a_users_own_file(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text(FILE.replace('name = "x86-64-v3"', 'name = "mine"\ncores = 4'))
@@ -169,8 +206,23 @@ def test_a_target_can_be_a_users_own_file(tmp_path):
         (PRECISIONS, '"w8a8"', "the field 'precisions' must be a list of texts, not 'w8a8'"),
         ("[tvm]", "[tmv]", "unknown field 'tmv'"),
         ('kind = "llvm"', 'kind = "cuda"', "kind 'cuda' is not supported"),
+        (
+            "x86_64-linux",
+            "aarch64-linux",
+            "instruction 'avx2' is of x86_64, but [tvm] mtriple is 'aarch64-linux-gnu'",
+        ),
+        (
+            "[roofline]",
+            "[device]\nkey = 'x'\n[roofline]",
+            "[device]: unknown field 'key'; known are emulator, rpc_key",
+        ),
+        ("[roofline]", "[device]\n[roofline]", "[device]: the field 'rpc_key' must be a text, not None"),
         ("mattr = []", "mattr = [1]", "the field 'mattr' must be a list of texts"),
-        ("mattr = []", "matr = []", "unknown field 'matr'; known are kind, mattr, mcpu, mtriple"),
+        (
+            "mattr = []",
+            "matr = []",
+            "unknown field 'matr'; known are kind, mabi, mattr, mcpu, mfloat-abi, mtriple",
+        ),
         ('name = "', 'cores = 0\nname = "', "'cores' must be a whole number of at least 1, not 0"),
         ('name = "', 'cores = true\nname = "', "'cores' must be a whole number of at least 1, not True"),
     ],

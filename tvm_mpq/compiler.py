@@ -126,7 +126,7 @@ class _Job:
             outputs=outputs,
             target=self.target,
             plan=plan,
-            library=link_executable(built.executable),
+            library=link_executable(built.executable, self.target.architecture),
             weights=built.weights,
             model_sha256=sha256(self.model.read_bytes()),
             operators=[_record(function) for _, function, _ in attr.calls(annotated)],

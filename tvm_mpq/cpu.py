@@ -30,6 +30,10 @@ def _cpuinfo() -> dict[str, str]:
 def cpu_features() -> frozenset[str]:
     """The processor's feature flags in the spelling of /proc/cpuinfo."""
     fields = _cpuinfo()
+    if "isa" in fields:
+        # RISC-V: rv64imafdc_zicsr_…
+        letters, *longer = fields["isa"].removeprefix("rv64").removeprefix("rv32").split("_")
+        return frozenset((*letters, *longer))
     return frozenset((fields.get("flags") or fields.get("Features") or "").split())
 
 

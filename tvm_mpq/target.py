@@ -29,7 +29,15 @@ else:
 
 _FOLDER = resources.files("tvm_mpq") / "targets"
 
-INSTRUCTIONS = ("avx512bf16", "avx512vnni", "avxvnni", "avx512", "avx2", "generic")
+_ARCHITECTURES = {
+    **dict.fromkeys(("avx512bf16", "avx512vnni", "avxvnni", "avx512", "avx2", "generic"), "x86_64"),
+    **dict.fromkeys(("i8mm", "dotprod", "neon"), "aarch64"),
+    "neon32": "arm",
+    "portable": "",
+}
+INSTRUCTIONS = tuple(_ARCHITECTURES)
+
+_ABI = ("mabi", "mfloat-abi")
 
 ANY_GROUP = "g*"
 """In a target's list of precisions: groups of any size."""
@@ -63,13 +71,21 @@ class Roofline:
 
 
 @dataclass(frozen=True)
+class Device:
+    """How a kind of machine is reached: its key at an RPC tracker, and the name that QEMU has for its processor."""
+
+    rpc_key: str
+    emulator: str = ""
+
+
+@dataclass(frozen=True)
 class Target:
     """A kind of machine.
 
     ``instruction`` is one of :data:`INSTRUCTIONS`; ``features`` are CPU flags as /proc/cpuinfo spells them;
     ``precisions`` are names that :class:`tvm_mpq.precision.Precision` parses, or with ``g*`` for groups of any
     size; ``cores`` is the number of processors where it is known; ``roofline`` is None where costs can only be
-    measured.
+    measured; ``abi`` is TVM's ``mabi`` or ``mfloat-abi``, where the triple leaves it open.
     """
 
     name: str
@@ -83,12 +99,20 @@ class Target:
     kind: str = "llvm"
     cores: int | None = None
     roofline: Roofline | None = None
+    device: Device | None = None
+    abi: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def architecture(self) -> str:
+        """``x86_64``, ``aarch64``, ``arm``, ``riscv64`` … as the triple has it."""
+        return architecture(self.mtriple)
 
     def tvm_dict(self) -> dict[str, Any]:
         """The fields of the TVM target, as ``tvm.target.Target`` takes them."""
         fields: dict[str, Any] = {"kind": self.kind, "mtriple": self.mtriple, "mcpu": self.mcpu}
         if self.mattr:
             fields["mattr"] = list(self.mattr)
+        fields |= dict(self.abi)
         if self.cores is not None:
             fields["num-cores"] = self.cores
         return fields
@@ -97,6 +121,14 @@ class Target:
         """The TVM target that code for this machine is built with."""
         import tvm  # takes a second: only who compiles pays it
 
+        any_processor = tvm.target.Target({"kind": self.kind, "mtriple": self.mtriple})
+        known = {str(name) for name in tvm.target.codegen.llvm_get_cpu_archlist(any_processor)}
+        if known and self.mcpu not in known:
+            near = difflib.get_close_matches(self.mcpu, sorted(known), 3, 0.4)
+            hint = "; did you mean " + " or ".join(near) if near else ""
+            raise MpqError(
+                f"the target {self.name}: LLVM knows no mcpu {self.mcpu!r} for {self.mtriple}{hint}"
+            )
         return tvm.target.Target(self.tvm_dict())
 
     def require(self, precisions: Iterable[Precision]) -> None:
@@ -111,6 +143,12 @@ class Target:
         name = str(precision)
         any_size = name.replace(f"g{precision.group}", ANY_GROUP) if precision.group else name
         return name in self.precisions or any_size in self.precisions
+
+
+def architecture(triple: str) -> str:
+    """The architecture that a triple begins with: every 32-bit ARM is ``arm``."""
+    first = triple.partition("-")[0]
+    return "arm" if first.startswith("arm") and first != "arm64" else first.replace("arm64", "aarch64")
 
 
 def missing_features(target: Target) -> list[str]:
@@ -178,7 +216,7 @@ def load_target(name: str) -> Target:
         return parse_target(text, name)
     names = target_names()
     if name not in names:
-        near = difflib.get_close_matches(name, names, 3, 0.4)
+        near = difflib.get_close_matches(name, names, 3, 0.5)
         hint = "did you mean " + " or ".join(near) if near else "known are " + ", ".join(names)
         raise MpqError(f"unknown target {name!r}; {hint}")
     text = (_FOLDER / f"{name}.toml").read_text(encoding="utf-8")
@@ -193,16 +231,22 @@ def parse_target(text: str, source: str) -> Target:
         raise MpqError(f"{source} is not valid TOML: {error}") from None
     _only(
         raw,
-        {"name", "description", "instruction", "precisions", "features", "cores", "roofline", "tvm"},
+        {f.name for f in fields(Target)} - {"mcpu", "mtriple", "mattr", "kind", "abi"} | {"tvm"},
         source,
     )
     tvm_raw = raw.get("tvm")
     if not isinstance(tvm_raw, dict):
         raise MpqError(f"{source}: the table [tvm] is missing")
-    _only(tvm_raw, {"kind", "mcpu", "mtriple", "mattr"}, f"{source}: [tvm]")
+    _only(tvm_raw, {"kind", "mcpu", "mtriple", "mattr", *_ABI}, f"{source}: [tvm]")
     instruction = _text(raw, "instruction", source)
     if instruction not in INSTRUCTIONS:
         raise MpqError(f"{source}: unknown instruction {instruction!r}; known are {', '.join(INSTRUCTIONS)}")
+    triple = _text(tvm_raw, "mtriple", f"{source}: [tvm]")
+    if _ARCHITECTURES[instruction] not in ("", architecture(triple)):
+        wanted = _ARCHITECTURES[instruction]
+        raise MpqError(
+            f"{source}: instruction {instruction!r} is of {wanted}, but [tvm] mtriple is {triple!r}"
+        )
     precisions = _texts(raw, "precisions", source)
     for precision in precisions:
         try:
@@ -222,12 +266,22 @@ def parse_target(text: str, source: str) -> Target:
         precisions=precisions,
         features=_texts(raw, "features", source),
         mcpu=_text(tvm_raw, "mcpu", f"{source}: [tvm]"),
-        mtriple=_text(tvm_raw, "mtriple", f"{source}: [tvm]"),
+        mtriple=triple,
         mattr=_texts(tvm_raw, "mattr", f"{source}: [tvm]"),
         kind=kind,
         cores=cores,
         roofline=_roofline(raw["roofline"], f"{source}: [roofline]") if "roofline" in raw else None,
+        device=_device(raw["device"], f"{source}: [device]") if "device" in raw else None,
+        abi=tuple((name, _text(tvm_raw, name, f"{source}: [tvm]")) for name in _ABI if name in tvm_raw),
     )
+
+
+def _device(raw: Any, source: str) -> Device:
+    if not isinstance(raw, dict):
+        raise MpqError(f"{source} must be a table")
+    _only(raw, {"rpc_key", "emulator"}, source)
+    emulator = _text(raw, "emulator", source) if "emulator" in raw else ""
+    return Device(_text(raw, "rpc_key", source), emulator)
 
 
 def _roofline(raw: Any, source: str) -> Roofline:

@@ -8,8 +8,9 @@ input channels of a group; a kernel row's elements are padded to a multiple of t
     acc[g, m, n, l]    = Σ_k stage[g, m, k] · weight[g, n, k/G, k mod G / P, l, k mod P] (· factor[g, n, group of k, l])
     out[m, channel]    = acc + bias, requantized, or rescaled to float, or activated
 
-Where the intrinsic reads uint8 the zero-point is not subtracted: it is what padding is filled with, and the constant
-that it adds is folded into the bias (see ``quantization``). A matrix multiplication is a 1×1 convolution.
+Where the intrinsic reads bytes the zero-point is not subtracted: it is what padding is filled with, and the constant
+that it adds is folded into the bias (see ``quantization``); signed bytes are the input less 128. A matrix
+multiplication is a 1×1 convolution.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from tvm import te, tirx
 from tvm.tirx import Expr, PrimFunc
 
+from tvm_mpq.kernels import neon
 from tvm_mpq.kernels.intrinsic import Intrinsic
 from tvm_mpq.kernels.narrow_weights import stored_dtype, to_bfloat16, widened
 from tvm_mpq.kernels.requantize import requantize
@@ -239,10 +241,11 @@ def _stage(
 ) -> te.Tensor:
     per_group = shape.in_channels // shape.groups
     oh, ow = shape.out_height, shape.out_width
-    # uint8 intrinsics keep the zero-point in the data and pad with it; wider ones subtract it.
-    subtract = grid is not None and intrinsic.activation != "uint8"
+    # Intrinsics of bytes keep the zero-point in the data and pad with it, signed ones less 128; wider ones subtract it.
+    offset = neon.OFFSET if intrinsic.activation == "int8" else 0
+    subtract = grid is not None and intrinsic.activation not in ("uint8", "int8")
     zero: Expr = tirx.const(0, stored_dtype(intrinsic.activation))
-    fill = grid[0].astype(intrinsic.activation) if grid is not None and not subtract else zero
+    fill = (grid[0] - offset).astype(intrinsic.activation) if grid is not None and not subtract else zero
     length = shape.reduction(intrinsic.group)
     run = length // shape.kernel[0]
     columns_read = -(-run // per_group)
@@ -251,7 +254,7 @@ def _stage(
         if grid is None and intrinsic.activation == "bfloat16":
             return to_bfloat16(value)
         if grid is None or not subtract:
-            return value
+            return neon.signed(value) if offset else value
         return value.astype(intrinsic.activation) - grid[0].astype(intrinsic.activation)
 
     padded = None

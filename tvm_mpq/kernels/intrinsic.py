@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tvm_mpq.errors import MpqError
-from tvm_mpq.kernels import bfloat16_step
+from tvm_mpq.kernels import bfloat16_step, neon
 from tvm_mpq.kernels.tensor_intrinsics import Step, register
 
 
@@ -55,6 +55,7 @@ class Intrinsic:
             self.words,
             self.nibbles,
             self.multiplied,
+            "int8" if self.nibbles else self.weight,
         )
         return register(step)
 
@@ -70,6 +71,11 @@ FLOAT = {
     "avxvnni": _float("fma256", 8, 16),
     "avx2": _float("fma256", 8, 16),
     "generic": _float("mul128", 4, 16),
+    "i8mm": _float("fmla128", 4, 32),
+    "dotprod": _float("fmla128", 4, 32),
+    "neon": _float("fmla128", 4, 32),
+    "neon32": _float("fmla128", 4, 16),
+    "portable": _float("mul128", 4, 16),
 }
 INTEGER = {
     "avx512bf16": Intrinsic("vpdpbusd512", "uint8", "int8", "int32", 16, 4, 32, "vpdpbusd"),
@@ -79,6 +85,11 @@ INTEGER = {
     "avx2": Intrinsic("pmaddwd256", "int16", "int8", "int32", 8, 2, 16, "pmaddwd"),
     # Plain vector code that any LLVM target takes; LLVM picks the widening multiply.
     "generic": Intrinsic("mul128", "int16", "int8", "int32", 4, 1, 16),
+    "i8mm": Intrinsic("usdot128", "uint8", "int8", "int32", 4, 4, 32, "usdot"),
+    "dotprod": Intrinsic("sdot128", "int8", "int8", "int32", 4, 4, 32, "sdot"),
+    "neon": Intrinsic("smull128", "int8", "int8", "int32", 4, 4, 32, "smull2", 2),
+    "neon32": Intrinsic("smull128", "int8", "int8", "int32", 4, 4, 16, "vmull2", 2),
+    "portable": Intrinsic("mul128", "int16", "int8", "int32", 4, 1, 16),
 }
 
 # Winograd's transformed weights need int16: machines with instructions for four bytes are faster direct.
@@ -129,6 +140,8 @@ def narrow_intrinsic(row: Intrinsic, bits: int, weight_group: int, run: int, int
     """
     if row.family is None:
         return row
+    if row.family in neon.FAMILIES:
+        return _narrow_neon(row, bits, weight_group, run)
     saturating = row.family == "pmaddwd"
     packed = [w for w in (2, 4, 8) if bits <= 4 and weight_group % (4 * w) == 0 and (weight_group or w < 8)]
     if saturating:
@@ -144,6 +157,34 @@ def narrow_intrinsic(row: Intrinsic, bits: int, weight_group: int, run: int, int
         return row
     words = min(fitting, key=lambda w: -(-run // (4 * w)) * 4 * w * (1 + 1 / w))
     return _of_words(row, "pmaddubsw", words)
+
+
+def _narrow_neon(row: Intrinsic, bits: int, weight_group: int, run: int) -> Intrinsic:
+    """The row whose steps pad least what they add up, wide ones first: they load least."""
+    assert row.family is not None
+    per_word = row.per_word
+    packed = [w for w in (4, 2) if bits <= 4 and weight_group % (per_word * w) == 0]
+    long = row.family[:-1] if row.family[-1].isdigit() else ""
+    # Codes that were multiplied by their groups' factors are as large as any.
+    sums = neon.sums_of(bits if packed or not weight_group else 8)
+    fitting = packed or [w for w in ((4, 2) if long else (4, 2, 1)) if w <= sums or not long]
+    words = min(fitting, key=lambda w: -(-run // (per_word * w)) * per_word * w * (1 + 0.1 / w))
+    return replace(
+        row,
+        weight="uint8" if packed else "int8",
+        group=per_word * words,
+        family=f"{long}{min(sums, words)}" if long else row.family,
+        words=words,
+        nibbles=bool(packed),
+        multiplied=bool(packed and weight_group),
+    )
+
+
+def float_intrinsic(row: Intrinsic, weight: str, run: int) -> Intrinsic:
+    """The row for ``weight``s of floats, ``run`` elements of the reduction in a kernel row."""
+    if row.name == "fmla128" and run >= neon.LANES:
+        return replace(row, weight=weight, group=neon.LANES, family="fmla", words=neon.LANES)
+    return replace(row, weight=weight)
 
 
 def _of_words(

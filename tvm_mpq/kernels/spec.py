@@ -23,6 +23,7 @@ from tvm_mpq.kernels.intrinsic import (
     FLOAT,
     INTEGER,
     Intrinsic,
+    float_intrinsic,
     intrinsic,
     narrow_intrinsic,
     winograd_intrinsic,
@@ -124,7 +125,7 @@ class KernelSpec:
         row = intrinsic(self.instruction, weight, self.shape.out_channels // self.shape.groups)
         if self.in_dtype != "uint8":
             in_bfloat16 = self.weight_dtype == "bfloat16" and self.family != "depthwise"
-            widening = replace(row, weight=self.float_weight)
+            widening = float_intrinsic(row, self.float_weight, self.shape.run)
             return BFLOAT16.get(self.instruction, widening) if in_bfloat16 else widening
         return narrow_intrinsic(row, self.weight_bits, self.weight_group, self.shape.run, self.int16_words)
 
@@ -148,7 +149,7 @@ class KernelSpec:
     @property
     def float_weight(self) -> str:
         """How a kernel on float32 reads its weights (see ``narrow_weights``)."""
-        converts = self.instruction != "generic"
+        converts = self.instruction not in ("generic", "neon32", "portable")
         return "float16_bits" if self.weight_dtype == "float16" and not converts else self.weight_dtype
 
     def adding(self) -> KernelSpec:

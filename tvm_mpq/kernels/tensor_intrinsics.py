@@ -11,10 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 from tvm.tirx import Expr, PrimFunc
+
+from tvm_mpq.kernels import neon
+from tvm_mpq.kernels.narrow_weights import stored_dtype, widened
 
 NIBBLE_OFFSET = 8
 """What is added to a 4-bit code where two are stored in a byte."""
@@ -31,12 +35,23 @@ class Step:
     words: int = 1
     nibbles: bool = False
     multiplied: bool = False
+    weight: str = "int8"
 
     @property
     def name(self) -> str:
         """The name it is registered under."""
-        text = f"tvm_mpq.{self.family}.{self.lanes}x{self.words}x{self.per_word}"
+        text = f"tvm_mpq.{self.family}.{self.weight}.{self.lanes}x{self.words}x{self.per_word}"
         return text + ("n" if self.nibbles else "") + ("m" if self.multiplied else "")
+
+    @property
+    def accumulator(self) -> str:
+        """The dtype of the results."""
+        return "float32" if self.activation == "float32" else "int32"
+
+    @property
+    def stored(self) -> str:
+        """The dtype of the weights' array."""
+        return "uint8" if self.nibbles else stored_dtype(self.weight)
 
     @property
     def weight_shape(self) -> tuple[int, int, int]:
@@ -51,12 +66,13 @@ def nibble(byte: Expr, word: Expr) -> Expr:
 
 def _description(step: Step) -> PrimFunc:
     lanes, per, group = step.lanes, step.per_word, step.words * step.per_word
-    shape, stored = step.weight_shape, "uint8" if step.nibbles else "int8"
+    shape, stored, accumulator = step.weight_shape, step.stored, step.accumulator
 
     def weight(B: T.Buffer, lane: Expr, g: Expr) -> Expr:
         if step.nibbles:
             return nibble(B[g // (2 * per), lane, g % per], g // per)
-        return T.cast(B[0, lane, g] if step.words == 1 else B[g // per, lane, g % per], "int32")
+        value = B[0, lane, g] if step.words == 1 else B[g // per, lane, g % per]
+        return widened(value, step.weight) if accumulator == "float32" else T.cast(value, "int32")
 
     if not step.multiplied:
 
@@ -64,7 +80,7 @@ def _description(step: Step) -> PrimFunc:
         def plain(
             A: T.Buffer((group,), step.activation, offset_factor=1),
             B: T.Buffer(shape, stored, offset_factor=1),
-            C: T.Buffer((lanes,), "int32", offset_factor=1),
+            C: T.Buffer((lanes,), accumulator, offset_factor=1),
         ) -> None:
             with T.sblock("root"):
                 T.reads(C[0:lanes], A[0:group], B[0 : shape[0], 0:lanes, 0:per])
@@ -73,7 +89,7 @@ def _description(step: Step) -> PrimFunc:
                     for k in T.serial(0, group):
                         with T.sblock("update"):
                             vi, vk = T.axis.remap("SR", [i, k])
-                            C[vi] = C[vi] + T.cast(A[vk], "int32") * weight(B, vi, vk)
+                            C[vi] = C[vi] + T.cast(A[vk], accumulator) * weight(B, vi, vk)
 
         return plain
 
@@ -98,9 +114,11 @@ def _description(step: Step) -> PrimFunc:
 
 def _implementation(step: Step) -> PrimFunc:
     lanes, per, group = step.lanes, step.per_word, step.words * step.per_word
-    shape, stored = step.weight_shape, "uint8" if step.nibbles else "int8"
+    shape, stored, accumulator = step.weight_shape, step.stored, step.accumulator
 
-    def activations(A: T.Buffer) -> list[Expr]:
+    def activations(A: T.Buffer) -> Any:
+        if step.family in neon.FAMILIES:
+            return A.vload([0], f"{step.activation}x{group}")
         words = [A.vload([word * per], f"{step.activation}x{per}") for word in range(step.words)]
         return [T.broadcast(T.reinterpret(word, dtype="int32"), lanes) for word in words]
 
@@ -110,7 +128,11 @@ def _implementation(step: Step) -> PrimFunc:
             [half for vector in vectors for half in _halves(vector, lanes * per)] if step.nibbles else vectors
         )
 
-    multiply = _FAMILIES[step.family](lanes)
+    multiply: Any
+    if step.family in neon.FAMILIES:
+        multiply = neon.multiplication(step.family, step.words, step.weight)
+    else:
+        multiply = _FAMILIES[step.family](lanes)
 
     if not step.multiplied:
 
@@ -118,13 +140,13 @@ def _implementation(step: Step) -> PrimFunc:
         def plain(
             A: T.Buffer((group,), step.activation, offset_factor=1),
             B: T.Buffer(shape, stored, offset_factor=1),
-            C: T.Buffer((lanes,), "int32", offset_factor=1),
+            C: T.Buffer((lanes,), accumulator, offset_factor=1),
         ) -> None:
             with T.sblock("root"):
                 T.reads(C[0:lanes], A[0:group], B[0 : shape[0], 0:lanes, 0:per])
                 T.writes(C[0:lanes])
                 C[T.ramp(T.int32(0), 1, lanes)] = multiply(
-                    C.vload([0], f"int32x{lanes}"), activations(A), weights(B), None
+                    C.vload([0], f"{accumulator}x{lanes}"), activations(A), weights(B), None
                 )
 
         return plain

@@ -34,7 +34,7 @@ _PANEL_ROWS = 96
 
 @dataclass(frozen=True)
 class DotInstruction:
-    """How unsigned weights meet signed digits: ``family`` is ``pmaddubsw`` (int16) or ``vpdpbusd`` (int32).
+    """How unsigned weights meet signed digits: ``family`` is ``pmaddubsw`` (int16), ``vpdpbusd`` or ``neon.dot``'s.
 
     ``lanes`` int32 results a vector; ``rows`` of two vectors each for three digits stay in registers, ``panel_rows``
     of two vectors of floats.
@@ -48,7 +48,7 @@ class DotInstruction:
     @property
     def accumulator(self) -> str:
         """The dtype that one instruction adds to."""
-        return "int32" if self.family == "vpdpbusd" else "int16"
+        return "int16" if self.family == "pmaddubsw" else "int32"
 
 
 INSTRUCTIONS = {
@@ -58,6 +58,11 @@ INSTRUCTIONS = {
     "avxvnni": DotInstruction("vpdpbusd", 8, 2, 6),
     "avx2": DotInstruction("pmaddubsw", 8, 2, 6),
     "generic": DotInstruction("pmaddubsw", 4, 2, 6),
+    "i8mm": DotInstruction("sdot", 4, 4, 12),
+    "dotprod": DotInstruction("sdot", 4, 4, 12),
+    "neon": DotInstruction("smull", 4, 4, 12),
+    "neon32": DotInstruction("plain", 4, 2, 6),
+    "portable": DotInstruction("plain", 4, 2, 6),
 }
 
 

@@ -19,6 +19,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
 from tvm.tirx import Expr, PrimFunc
 
+from tvm_mpq.kernels import neon
 from tvm_mpq.kernels.convolution import Output, activate
 from tvm_mpq.kernels.emit import argument, scratch, store_vector
 from tvm_mpq.kernels.tensor_intrinsics import PMADDUBSW, PMADDWD, VPDPBUSD, call_llvm
@@ -221,6 +222,10 @@ class _Program:
                 T.reinterpret(weights, dtype=f"uint8x{4 * n}"),
                 T.reinterpret(digits, dtype=f"int8x{4 * n}"),
             )
+        if self.dot.family != "pmaddubsw":
+            old = T.broadcast(T.int32(0), n) if accumulator is None else accumulator
+            weights, digits = (T.reinterpret(each, dtype=f"int8x{4 * n}") for each in (weights, digits))
+            return neon.dot(self.dot.family, old, digits, weights)
         product = call_llvm(
             PMADDUBSW[n],
             f"int16x{2 * n}",
@@ -232,7 +237,7 @@ class _Program:
     def _combine(self, acc: Sequence[Expr]) -> Expr:
         """Σ 2^(8 i) · acc_i as int32."""
         n = self.lanes
-        if self.dot.family == "vpdpbusd":
+        if self.dot.accumulator == "int32":
             low, middle, high = acc
             middle = T.shift_left(middle, T.broadcast(T.int32(8), n))
         else:

@@ -19,6 +19,7 @@ from tvm import relax
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
 from tvm_mpq.kernels.expand import ExpandForm
+from tvm_mpq.kernels.neon import OFFSET
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.quantization.bias import fold_zero_point, quantize_bias
 from tvm_mpq.quantization.half import to_half
@@ -35,6 +36,9 @@ from tvm_mpq.transform.tensors import Emitter, Layout
 from tvm_mpq.transform.weight_layout import WeightLayout, weight_layout
 
 Array = npt.NDArray[Any]
+
+_OFFSETS = {"uint8": 0, "int8": OFFSET}
+"""What instructions of bytes take off a code of an activation."""
 
 
 def convolution_shape(body: OperatorBody, source: tuple[int, ...]) -> ConvolutionShape:
@@ -127,7 +131,7 @@ def _lower_matrix(
         bits, group = quantized.bits, quantized.effective_group
         spec = replace(spec, weight_bits=bits, weight_group=group, int16_words=words)
     spec = spec.with_tile(emitter.tiles(spec.key))
-    constants = _arguments(emitter, operation, numbers, spec, fold=spec.row.activation == "uint8")
+    constants = _arguments(emitter, operation, numbers, spec, fold=_OFFSETS.get(spec.row.activation))
     x = emitter.read(operation.inputs[0], operation.activations, layout)
     rows = shape.batch * shape.height * shape.width
     if layout == "plain" and len(operation.inputs[0].shape) != 2:
@@ -176,7 +180,7 @@ def _lower_depthwise(
         weight_dtype=_weight_dtype(operation),
     )
     numbers = _numbers(operation, body, body.weight)
-    constants = _arguments(emitter, operation, numbers, spec, fold=True)
+    constants = _arguments(emitter, operation, numbers, spec, fold=0)
     x = emitter.read(operation.inputs[0], operation.activations, "pixels")
     dims = (shape.rows, shape.out_channels)
     return emitter.kernel(spec.define(), spec.name, [x, *constants], dims, spec.out.dtype, operation.name)
@@ -204,11 +208,11 @@ class _Numbers:
 
 
 def _arguments(
-    emitter: Emitter, operation: Operation, numbers: _Numbers, spec: KernelSpec, fold: bool
+    emitter: Emitter, operation: Operation, numbers: _Numbers, spec: KernelSpec, fold: int | None
 ) -> list[relax.Expr | Array]:
     """Weight, bias, and for codes multiplier, for integers grid, as the kernel takes them.
 
-    ``fold``: the kernel multiplies unshifted codes, so −z_x Σ q_w goes into the bias.
+    ``fold``: the kernel multiplies q_x − fold, so −(z_x − fold) Σ q_w goes into the bias; None: it takes off z_x.
     """
     if spec.family == "weight_only":
         assert numbers.quantized is not None
@@ -221,8 +225,8 @@ def _arguments(
     if numbers.zero_points is None:
         return [*weights, layout.pack_each(numbers.bias), *scales]
     bias = numbers.bias
-    if fold:
-        bias = fold_zero_point(bias, numbers.weight, numbers.zero_points[0] - spec.input_offset)
+    if fold is not None:
+        bias = fold_zero_point(bias, numbers.weight, numbers.zero_points[0] - (spec.input_offset or fold))
     return [*weights, layout.pack_each(bias), *scales, np.array(numbers.zero_points, np.int32)]
 
 

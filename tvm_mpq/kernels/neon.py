@@ -1,0 +1,145 @@
+"""The multiply-accumulate steps of ARM's vector units, four results each.
+
+ARM's instructions take bytes of one sign: where there is no ``usdot``, an 8-bit activation is staged less 128 and the
+bias makes up for it, so that what is added up is Σ (x − 128)·w.
+
+- ``sdot`` adds four products to each result; ``usdot`` (i8mm) takes x as it is. A step reads up to four words of
+  activations as one vector, of which the instruction picks one.
+- ``smull2`` multiplies pairs of bytes into int16, adds a second pair there, and then both halves to the result
+  (``sadalp``): 2 · 128 · 127 fits. ``smull4`` and ``smull8`` add as many pairs of smaller codes first. The names with
+  ``vmull`` are the same on 32-bit ARM.
+- ``fmla`` is the step of floats: four activations read as one vector, each of which meets a vector of weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tvm import tirx
+from tvm.script import tirx as T  # noqa: N812 (TVM's own spelling)
+from tvm.tirx import Expr
+
+from tvm_mpq.kernels.narrow_weights import widened
+
+LANES = 4
+OFFSET = 128
+"""What is taken off an 8-bit activation where an instruction multiplies signed bytes."""
+_SUMS = (2, 4, 8)
+FAMILIES = ("sdot", "usdot", *(f"{name}{sums}" for name in ("smull", "vmull") for sums in _SUMS), "fmla")
+
+NeonMultiply = Callable[[Expr, Expr, Sequence[Expr], Expr | None], Expr]
+"""(accumulator, a step's activations as one vector, a vector of weights a word, multiplier or None) → accumulator."""
+
+
+def sums_of(bits: int) -> int:
+    """How many pairs of products of −128 … 127 by codes of ``bits`` bits are added in int16: a power of two."""
+    most = 32767 // (OFFSET * (2 ** (bits - 1) - 1))
+    return max(n for n in _SUMS if n <= most)
+
+
+def signed(code: Expr) -> Expr:
+    """A uint8 less 128, as int8."""
+    return (code ^ tirx.const(OFFSET, "uint8")).astype("int8")
+
+
+def multiplication(family: str, words: int, weight: str) -> NeonMultiply:
+    """The step of ``family`` with ``words`` words of activations and weights of dtype ``weight``."""
+    if family == "fmla":
+        return lambda acc, a, weights, _: _floats(acc, a, weights, weight)
+    if family in ("sdot", "usdot"):
+        return lambda acc, a, weights, factor: _scaled(
+            acc, factor, lambda total: _dots(family, total, _words(a, words, 4), weights)
+        )
+    sums, arm32 = int(family.removeprefix("smull").removeprefix("vmull")), family.startswith("vmull")
+    return lambda acc, a, weights, factor: _scaled(
+        acc, factor, lambda total: _long(total, _words(a, words, 2), weights, sums, arm32)
+    )
+
+
+def dot(family: str, accumulator: Expr, activations: Expr, weights: Expr) -> Expr:
+    """``accumulator`` int32x4 + four products each of int8x16 ``activations`` (``usdot``: uint8x16) and weights.
+
+    ``smull`` and ``plain``, which any target takes, add two products in int16.
+    """
+    if family == "plain":
+        products = T.cast(activations, "int16x16") * T.cast(weights, "int16x16")
+        pairs = T.cast(_neighbours(products, 16), "int32x8")
+        return accumulator + _neighbours(pairs, 8)
+    if family == "smull":
+        low, high = (_multiply_long(_half(activations, part), _half(weights, part), False) for part in (0, 1))
+        pairs = _call("llvm.aarch64.neon.addp", "int16x8", low, high)
+        return _add_pairs(accumulator, pairs, False)
+    return _call(f"llvm.aarch64.neon.{family}", "int32x4", accumulator, activations, weights)
+
+
+def _scaled(accumulator: Expr, factor: Expr | None, sums: Callable[[Expr], Expr]) -> Expr:
+    if factor is None:
+        return sums(accumulator)
+    return accumulator + sums(T.broadcast(T.int32(0), LANES)) * factor
+
+
+def _words(a: Expr, words: int, per_word: int) -> list[Expr]:
+    """Each word of the vector ``a`` in all lanes, as bytes."""
+    scalar, bytes_ = f"int{8 * per_word}", f"int8x{LANES * per_word}"
+    if words == 1:
+        return [T.reinterpret(T.broadcast(T.reinterpret(a, dtype=scalar), LANES), dtype=bytes_)]
+    vector = T.reinterpret(a, dtype=f"{scalar}x{words}")
+    return [T.reinterpret(_pick(vector, word, words), dtype=bytes_) for word in range(words)]
+
+
+def _pick(vector: Expr, lane: int, count: int) -> Expr:
+    """``lane`` of ``count`` in all lanes of a vector."""
+    # TVM makes no vector longer than what it is made of.
+    return tirx.Shuffle([vector] * max(1, LANES // count), [tirx.const(lane, "int32")] * LANES)
+
+
+def _neighbours(vector: Expr, count: int) -> Expr:
+    """The sums of the pairs of neighbours in ``vector``."""
+    even, odd = (
+        tirx.Shuffle([vector], [tirx.const(lane, "int32") for lane in range(first, count, 2)])
+        for first in (0, 1)
+    )
+    return even + odd
+
+
+def _half(vector: Expr, part: int) -> Expr:
+    return tirx.Shuffle([vector], [tirx.const(8 * part + lane, "int32") for lane in range(8)])
+
+
+def _dots(family: str, total: Expr, words: Sequence[Expr], weights: Sequence[Expr]) -> Expr:
+    for word, weight in zip(words, weights, strict=True):
+        a = T.reinterpret(word, dtype="uint8x16") if family == "usdot" else word
+        total = dot(family, total, a, weight)
+    return total
+
+
+def _long(total: Expr, words: Sequence[Expr], weights: Sequence[Expr], sums: int, arm32: bool) -> Expr:
+    products = [_multiply_long(w, a, arm32) for w, a in zip(weights, words, strict=True)]
+    for first in range(0, len(products), sums):
+        pairs = products[first]
+        for product in products[first + 1 : first + sums]:
+            pairs = pairs + product
+        total = _add_pairs(total, pairs, arm32)
+    return total
+
+
+def _floats(accumulator: Expr, a: Expr, weights: Sequence[Expr], dtype: str) -> Expr:
+    for index, weight in enumerate(weights):
+        accumulator = accumulator + _pick(a, index, LANES) * widened(weight, dtype, LANES)
+    return accumulator
+
+
+def _multiply_long(a: Expr, b: Expr, arm32: bool) -> Expr:
+    name = "llvm.arm.neon.vmulls.v8i16" if arm32 else "llvm.aarch64.neon.smull.v8i16"
+    return _call(name, "int16x8", a, b)
+
+
+def _add_pairs(accumulator: Expr, pairs: Expr, arm32: bool) -> Expr:
+    """``accumulator`` + the sums of neighbours in ``pairs``."""
+    if arm32:
+        return _call("llvm.arm.neon.vpadals", "int32x4", accumulator, pairs)
+    return accumulator + _call("llvm.aarch64.neon.saddlp", "int32x4", pairs)
+
+
+def _call(name: str, dtype: str, *arguments: Expr) -> Expr:
+    return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *arguments, dtype=dtype)
