@@ -13,9 +13,14 @@ from tvm_mpq.cli.options import (
     LimitOption,
     MeanOption,
     ResizeOption,
+    RpcKeyOption,
+    RpcOption,
+    RpcTimeoutOption,
+    RpcTrackerOption,
     ScaleOption,
     ThreadsOption,
     check_output_file,
+    parse_machine,
     parse_numbers,
 )
 from tvm_mpq.errors import MpqError
@@ -56,9 +61,13 @@ def benchmark(
             "--profile", help="Time every operator against this machine's peaks; without --data, only that."
         ),
     ] = False,
+    rpc: RpcOption = None,
+    rpc_tracker: RpcTrackerOption = None,
+    rpc_key: RpcKeyOption = None,
+    rpc_timeout: RpcTimeoutOption = 300.0,
     json: JsonOption = None,
 ) -> None:
-    """Measure a package's latency, storage and loss, with its fp32 package in turns beside it."""
+    """Measure a package's latency, storage and loss, with its fp32 package in turns beside it, here or on a device."""
     check_output_file("--json", json)
     means, scales = parse_numbers("--mean", mean), parse_numbers("--scale", scale)
     from tvm_mpq.cli.tables import operators_table, result_table, verdict
@@ -66,14 +75,16 @@ def benchmark(
     from tvm_mpq.loss import get_loss
     from tvm_mpq.runtime import harness
     from tvm_mpq.runtime.package import Package
-    from tvm_mpq.runtime.session import check_features
 
+    machine = parse_machine(rpc, rpc_tracker, rpc_key, rpc_timeout)
     if data is None and not profile:
         raise MpqError(
             "give --data DATA to measure the loss on, or --profile for the latency of each operator"
         )
+    if profile and (rpc is not None or rpc_tracker is not None):
+        raise MpqError("--profile times kernels on this machine only: run it on the device itself")
     loaded = Package.load(package)
-    check_features(loaded)
+    machine.check(loaded)
     if data is None:
         _profile(loaded, threads, repeat, json)
         return
@@ -101,6 +112,7 @@ def benchmark(
             seed=seed,
             profiled=profile,
             progress=progress,
+            machine=machine,
         )
     console = stdout()
     console.print(result_table(loaded.metadata.name, result))

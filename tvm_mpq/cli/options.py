@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tvm_mpq.errors import MpqError
+
+if TYPE_CHECKING:
+    from tvm_mpq.runtime.machine import Machine
 
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Also write the result to FILE as JSON.")
@@ -22,6 +25,41 @@ ScaleOption = Annotated[str, typer.Option(metavar="S[,S,S]", help="One scale, or
 LimitOption = Annotated[
     int | None, typer.Option(metavar="N", help="Use N samples, spread evenly over the data.")
 ]
+RpcOption = Annotated[
+    str | None,
+    typer.Option("--rpc", metavar="HOST:PORT", help="Run on the device whose rpc-server is there."),
+]
+RpcTrackerOption = Annotated[
+    str | None,
+    typer.Option("--rpc-tracker", metavar="HOST:PORT", help="Run on a device of this RPC tracker."),
+]
+RpcKeyOption = Annotated[
+    str | None, typer.Option("--rpc-key", metavar="KEY", help="Which of the tracker's devices.")
+]
+RpcTimeoutOption = Annotated[
+    float,
+    typer.Option("--rpc-timeout", metavar="SECONDS", help="Give up a device that is silent for longer."),
+]
+
+
+def parse_machine(rpc: str | None, tracker: str | None, key: str | None, seconds: float) -> Machine:
+    """Where to run: this machine, or the device that the options name. Raises MpqError for options that do not fit."""
+    if rpc is not None and (tracker is not None or key is not None):
+        raise MpqError("give --rpc, or --rpc-tracker and --rpc-key, not both")
+    if (tracker is None) != (key is None):
+        raise MpqError("--rpc-tracker and --rpc-key belong together")
+    if not 0 < seconds < math.inf:
+        raise MpqError(f"--rpc-timeout needs seconds above 0, not {seconds}")
+    from tvm_mpq.device.address import parse_address
+    from tvm_mpq.device.connection import Place
+    from tvm_mpq.device.machine import DeviceMachine
+    from tvm_mpq.runtime.machine import ThisMachine
+
+    if rpc is not None:
+        return DeviceMachine(Place(parse_address("--rpc", rpc)), seconds)
+    if tracker is not None:
+        return DeviceMachine(Place(parse_address("--rpc-tracker", tracker), key or ""), seconds)
+    return ThisMachine()
 
 
 def parse_numbers(option: str, text: str) -> tuple[float, ...]:

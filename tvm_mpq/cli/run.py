@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from tvm_mpq.cli.console import stdout, write_json
-from tvm_mpq.cli.options import JsonOption, check_output_file
+from tvm_mpq.cli.options import (
+    JsonOption,
+    RpcKeyOption,
+    RpcOption,
+    RpcTimeoutOption,
+    RpcTrackerOption,
+    check_output_file,
+    parse_machine,
+)
 
 
 def run(
@@ -25,20 +33,25 @@ def run(
     ] = None,
     print_time: Annotated[bool, typer.Option("--print-time", help="Measure and print the latency.")] = False,
     repeat: Annotated[int, typer.Option(metavar="N", help="Runs to time.")] = 20,
+    rpc: RpcOption = None,
+    rpc_tracker: RpcTrackerOption = None,
+    rpc_key: RpcKeyOption = None,
+    rpc_timeout: RpcTimeoutOption = 300.0,
     json: JsonOption = None,
 ) -> None:
-    """Run a package on the inputs in an .npz file."""
+    """Run a package on the inputs in an .npz file, here or on a device."""
     check_output_file("--outputs", outputs)
     check_output_file("--json", json)
     from tvm_mpq.runtime.arrays import load_arrays, save_arrays
     from tvm_mpq.runtime.package import Package
     from tvm_mpq.runtime.result import Latency
-    from tvm_mpq.runtime.session import Session, check_repeat
+    from tvm_mpq.runtime.session import check_repeat
 
     check_repeat(repeat)
+    machine = parse_machine(rpc, rpc_tracker, rpc_key, rpc_timeout)
     loaded = Package.load(package)
     arrays = load_arrays(inputs)
-    session = Session(loaded, threads)
+    session = machine.session(loaded, threads)
     specs = loaded.metadata.outputs
     results = {spec.name: array for spec, array in zip(specs, session.run(arrays), strict=True)}
     latency = Latency.of(session.time(arrays, repeat), session.threads) if print_time else None

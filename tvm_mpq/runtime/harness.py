@@ -11,15 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from rich.progress import Progress
 
-from tvm_mpq.cpu import cpu_features, cpu_name
 from tvm_mpq.dataset import Dataset
 from tvm_mpq.errors import MpqError
 from tvm_mpq.files import sha256
 from tvm_mpq.loss import Loss, get_loss
 from tvm_mpq.runtime.evaluate import SampleLosses, batch_size, evaluate
+from tvm_mpq.runtime.machine import Machine, ThisMachine
 from tvm_mpq.runtime.metadata import Metadata
 from tvm_mpq.runtime.package import Package
-from tvm_mpq.runtime.resident import resident_bytes
 from tvm_mpq.runtime.result import (
     BaselineResult,
     Environment,
@@ -30,7 +29,6 @@ from tvm_mpq.runtime.result import (
     Tiles,
 )
 from tvm_mpq.runtime.session import Session, check_repeat
-from tvm_mpq.runtime.threads import check_threads
 from tvm_mpq.statistics import Interval, paired_bootstrap
 from tvm_mpq.versions import versions
 
@@ -50,24 +48,26 @@ def benchmark(
     seed: int = 0,
     profiled: bool = False,
     progress: Progress | None = None,
+    machine: Machine | None = None,
 ) -> Result:
     """Measure ``package`` on ``data`` and, in turns with it, the fp32 package ``baseline``.
 
     ``loss`` is a name for :func:`tvm_mpq.loss.get_loss`; ``kl`` compares with the baseline's outputs.
     Latency is of ``repeat`` runs each of the first batch of ``data`` with ``threads`` threads (None: all).
     ``seed`` is that of the bootstrap. ``profiled``: also time every kernel call of the package (runtime.profile).
-    Without a baseline, ``baseline_reason`` says why in the result.
+    Without a baseline, ``baseline_reason`` says why in the result. ``machine`` is where they run, this one by default.
     Raises MpqError for packages and data that do not fit each other or this machine.
     """
-    threads = check_threads(threads)
+    where = machine or ThisMachine()
+    threads = where.threads(threads)
     check_repeat(repeat)
     if baseline is not None:
         _check_pair(package.metadata, baseline.metadata)
     measure = get_loss(loss, probabilities=ends_in_probabilities(package.metadata))
     if measure.needs_reference and baseline is None:
         raise MpqError(f"--loss {loss} compares with the fp32 package, which is not there: {baseline_reason}")
-    session = Session(package, threads)
-    fp32 = None if baseline is None else Session(baseline, threads)
+    session = where.session(package, threads)
+    fp32 = None if baseline is None else where.session(baseline, threads)
     ours, theirs = evaluate(session, fp32, data, measure, progress)
 
     inputs = data.batch(np.minimum(np.arange(batch_size(package.metadata)), len(data) - 1))
@@ -79,7 +79,7 @@ def benchmark(
     if baseline is not None and theirs is not None:
         beside = BaselineResult(
             Latency.of(seconds[1], threads),
-            _storage(baseline, threads),
+            _storage(baseline, threads, where),
             _loss_result(measure, theirs, None),
         )
     found = None
@@ -89,13 +89,13 @@ def benchmark(
         found = profile(session, inputs, repeat)
     return Result(
         latency_ms=Latency.of(seconds[0], threads),
-        storage_bytes=_storage(package, threads),
+        storage_bytes=_storage(package, threads, where),
         loss=_loss_result(measure, ours, change),
         baseline=beside,
         baseline_reason=None if beside is not None else baseline_reason,
         operators=package.metadata.operators,
         tiles=Tiles.of(package.metadata.calls),
-        environment=_environment(package, baseline, data, seed),
+        environment=_environment(package, baseline, data, seed, where),
         profile=found,
     )
 
@@ -163,10 +163,10 @@ def _check_pair(ours: Metadata, fp32: Metadata) -> None:
         raise MpqError("the baseline was compiled from another ONNX file than the package")
 
 
-def _storage(package: Package, threads: int) -> StorageBytes:
+def _storage(package: Package, threads: int, where: Machine) -> StorageBytes:
     planned = package.metadata.storage
     return StorageBytes(
-        len(package.to_bytes()), planned.weights, planned.weights_resident, resident_bytes(package, threads)
+        len(package.to_bytes()), planned.weights, planned.weights_resident, where.resident(package, threads)
     )
 
 
@@ -182,11 +182,13 @@ def _loss_result(loss: Loss, found: SampleLosses, change: Interval | None) -> Lo
     )
 
 
-def _environment(package: Package, baseline: Package | None, data: Dataset, seed: int) -> Environment:
+def _environment(
+    package: Package, baseline: Package | None, data: Dataset, seed: int, where: Machine
+) -> Environment:
     recorded = package.metadata.hashes
     return Environment(
-        cpu=cpu_name(),
-        features=tuple(sorted(cpu_features())),
+        cpu=where.cpu,
+        features=tuple(sorted(where.features)),
         versions=versions(),
         seed=seed,
         hashes={
