@@ -36,7 +36,7 @@ def relay(host: str, port: int, seconds: float) -> str:
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
-            return f"it gave no answer within {limit:g} s"
+            return f"it gave no answer within {limit:.3g} s"
         reading: list[socket.socket | int] = [end for end in other if not waiting[other[end]]]
         writing = [end for end, content in waiting.items() if content]
         readable, writable, _ = select.select([*reading, _STDIN], writing, [], min(left, 1e6))
@@ -61,6 +61,8 @@ def relay(host: str, port: int, seconds: float) -> str:
 if __name__ == "__main__":
     try:
         print(relay(sys.argv[1], int(sys.argv[2]), float(sys.argv[3])), flush=True)
+    except (ConnectionResetError, BrokenPipeError):
+        print("it closed the connection", flush=True)
     except OSError as error:
         print("error", error.strerror or error or type(error).__name__, flush=True)
     except KeyboardInterrupt:

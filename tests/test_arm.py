@@ -1,0 +1,223 @@
+"""ARM's kernels and packages on an emulated device: the bytes that x86 gives, through RPC too."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tvm
+from reference import quantized_convolution
+from servers import EMULATOR, Server, serving, start
+
+from tvm_mpq import cli, sample
+from tvm_mpq.compiler import compile_model
+from tvm_mpq.device.connection import Place
+from tvm_mpq.device.machine import DeviceMachine
+from tvm_mpq.kernels.convolution import ConvolutionShape, Output
+from tvm_mpq.kernels.neon import sums_of
+from tvm_mpq.kernels.spec import KernelSpec
+from tvm_mpq.linker import Linking
+from tvm_mpq.quantization.bias import fold_zero_point
+from tvm_mpq.quantization.packing import pack_channels, pack_factors, pack_weights
+from tvm_mpq.runtime.package import Package
+from tvm_mpq.runtime.session import Session
+from tvm_mpq.target import load_target
+
+OBJDUMP = shutil.which("aarch64-linux-gnu-objdump")
+DEVICES = {"raspberry-pi-4": "cortex-a72", "raspberry-pi-5": "cortex-a76"}
+IMAGES = 200
+SHAPES = [
+    ConvolutionShape(1, 5, 7, 19, 10),
+    ConvolutionShape(2, 6, 6, 3, 17, (3, 3), (2, 2), (1, 1, 1, 1)),
+    ConvolutionShape(1, 7, 9, 32, 24, (3, 3), (1, 1), (1, 0, 1, 2), (1, 2)),
+    ConvolutionShape(1, 6, 5, 24, 12, (1, 5), (1, 1), (0, 2, 0, 2), (1, 1), 3),
+    ConvolutionShape(1, 4, 4, 64, 40),
+]
+KINDS = [(8, 0), (7, 0), (6, 0), (5, 0), (4, 0), (4, 32), (3, 16), (2, 8), (7, 12)]
+
+needs_emulator = pytest.mark.skipif(
+    not EMULATOR.exists(), reason="no emulated ARM device: scripts/arm-emulator sets it up"
+)
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory) -> dict[str, Package]:
+    folder = tmp_path_factory.mktemp("arm")
+    sample.write_files(folder)
+    found = {}
+    for target in ("host", *DEVICES):
+        found[target] = compile_model(
+            folder / "fashion.onnx",
+            target=target,
+            calibration=folder / "calibration.npz",
+            samples=64,
+            output=folder / f"{target}.tar",
+            baseline=False,
+        )
+    found["host"].save(folder / "host.tar")
+    return found
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> dict[str, np.ndarray]:
+    folder = tmp_path_factory.mktemp("images")
+    sample.write_files(folder)
+    with np.load(folder / "test.npz") as data:
+        return {name: data[name][:IMAGES] for name in data.files}
+
+
+@pytest.fixture(scope="module")
+def servers():
+    processes = [start(processor) for processor in DEVICES.values()]
+    with serving(processes) as found:
+        yield dict(zip(DEVICES, found, strict=True))
+
+
+def _codes(shape: ConvolutionShape, bits: int, seed: int) -> tuple[np.ndarray, ...]:
+    """Extreme codes on extreme activations: a sum that overflows would show."""
+    rng = np.random.default_rng(seed)
+    largest = 2 ** (bits - 1) - 1
+    q = rng.integers(0, 256, (shape.batch, shape.height, shape.width, shape.in_channels)).astype(np.uint8)
+    q[rng.random(q.shape) < 0.6] = rng.choice([0, 255])
+    size = (shape.out_channels, shape.in_channels // shape.groups, *shape.kernel)
+    codes = rng.integers(-largest, largest + 1, size)
+    codes = np.where(rng.random(size) < 0.6, rng.choice([-largest, largest]), codes).astype(np.int8)
+    bias = rng.integers(-5000, 5000, shape.out_channels).astype(np.int32)
+    spread = 2e-2 / np.sqrt(codes[0].size)
+    return q, codes, bias, (rng.random(shape.out_channels) * spread + 1e-6).astype(np.float32)
+
+
+@needs_emulator
+@pytest.mark.parametrize(
+    ("target", "processor"),
+    [("raspberry-pi-4", "cortex-a72"), ("raspberry-pi-5", "cortex-a76"), ("graviton3", "neoverse-v1")],
+)
+def test_every_kernel_of_weights_gives_numpys_bytes(target: str, processor: str, tmp_path: Path) -> None:
+    machine = load_target(target)
+    zeros = (131, 7)
+    functions, arrays, expected = {}, {}, {}
+    for index, (bits, group) in enumerate(KINDS):
+        for number, shape in enumerate(SHAPES):
+            if (index + number) % 3 and bits != 8:
+                continue  # each kind on some shapes: a build takes a third of a second
+            q, codes, bias, multiplier = _codes(shape, bits, 10 * index + number)
+            spec = KernelSpec("conv2d", shape, "uint8", Output("uint8"), machine.instruction, bits, group)
+            row, factors, multiplied = spec.row, None, codes
+            if group:
+                count, largest = -(-shape.run // group), 2 ** (bits - 1) - 1
+                rng = np.random.default_rng(number)
+                size = (shape.out_channels, shape.kernel[0], count)
+                factors = rng.integers(1, 127 // largest + 1, size).astype(np.int8)
+                lines = codes.transpose(0, 2, 3, 1).reshape(*size[:2], shape.run)
+                lines = lines * np.repeat(factors, group, axis=2)[:, :, : shape.run]
+                o, i, r, s = codes.shape
+                multiplied = lines.reshape(o, r, s, i).transpose(0, 3, 1, 2).astype(np.int8)
+            kept = codes if row.multiplied else multiplied
+            weights = [pack_weights(kept, shape.groups, row.lanes, row.group, row.words, row.nibbles)]
+            if row.multiplied:
+                assert factors is not None
+                weights.append(pack_factors(factors, shape.groups, row.lanes))
+            offset = 128 if row.activation == "int8" else 0
+            folded = fold_zero_point(bias, multiplied, zeros[0] - offset)
+            name = f"kernel_{index}_{number}"
+            expected[name] = quantized_convolution(q, multiplied, bias, multiplier, zeros, shape)
+            arguments = [
+                q.reshape(-1, shape.in_channels),
+                *weights,
+                pack_channels(folded, shape.groups, row.lanes),
+                pack_channels(multiplier, shape.groups, row.lanes),
+                np.array(zeros, np.int32),
+                np.full_like(expected[name], 77),
+            ]
+            arrays |= {f"{name}/{place}": array for place, array in enumerate(arguments)}
+            functions[name] = spec.schedule().with_attr("global_symbol", name)
+    built = tvm.compile(tvm.IRModule(functions), target=machine.tvm_target())
+    library = tmp_path / "kernels.so"
+    built.export_library(str(library), fcompile=Linking(machine.architecture))
+    np.savez(tmp_path / "in.npz", **arrays)
+    _emulate(
+        processor, Path(__file__).with_name("emulated_arm.py"), library, "in.npz", "out.npz", at=tmp_path
+    )
+    with np.load(tmp_path / "out.npz") as outputs:
+        assert {*outputs.files} == {*expected}
+        for name, wanted in expected.items():
+            np.testing.assert_array_equal(outputs[name], wanted, strict=True, err_msg=name)
+
+
+def _emulate(processor: str, *arguments: str | Path, at: Path) -> None:
+    environment = {**os.environ, "TVM_MPQ_CPU": processor, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [EMULATOR, *map(str, arguments)],
+        env=environment,
+        cwd=at,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@needs_emulator
+@pytest.mark.parametrize("target", DEVICES)
+def test_outputs_and_loss_of_a_device_are_those_of_x86(target, packages, images, servers) -> None:
+    labels = images["labels"]
+    (name,) = (spec.name for spec in packages["host"].metadata.inputs)
+    here = Session(packages["host"], 1)
+    there = DeviceMachine(Place(servers[target].address)).session(packages[target], 1)
+    outputs: list[list[np.ndarray]] = [[], []]
+    for index in range(IMAGES):
+        for found, session in zip(outputs, (here, there), strict=True):
+            found.append(session.run({name: images[name][index : index + 1]})[0])
+    ours, theirs = (np.concatenate(found) for found in outputs)
+    assert ours.tobytes() == theirs.tobytes()
+    assert _loss(ours, labels) == _loss(theirs, labels) < 0.5
+
+
+def _loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]))
+
+
+@needs_emulator
+def test_a_device_without_dot_products_is_recognized_before_it_runs(
+    packages: dict[str, Package], images: dict[str, np.ndarray], servers: dict[str, Server], tmp_path, capfd
+) -> None:
+    packages["raspberry-pi-5"].save(tmp_path / "a76.tar")
+    (name,) = (spec.name for spec in packages["host"].metadata.inputs)
+    np.savez(tmp_path / "in.npz", **{name: images[name][:1]})
+    address = str(servers["raspberry-pi-4"].address)
+    run = ["run", str(tmp_path / "a76.tar"), "--inputs", str(tmp_path / "in.npz"), "--rpc", address]
+    assert cli.main(run) == 2
+    said = capfd.readouterr().err
+    assert said.startswith("error: this device lacks dotprod, ")
+    assert "compiled for target 'raspberry-pi-5'" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.skipif(
+    OBJDUMP is None, reason="no objdump for arm64: apt-get install binutils-aarch64-linux-gnu"
+)
+def test_dot_products_are_in_the_library_of_the_processor_that_has_them(packages, tmp_path) -> None:
+    counts = {}
+    for target in DEVICES:
+        library = tmp_path / "model.so"
+        library.write_bytes(packages[target].library)
+        assert OBJDUMP is not None
+        text = subprocess.run(
+            [OBJDUMP, "-d", str(library)], capture_output=True, text=True, check=True
+        ).stdout
+        counts[target] = {word: text.count(f"\t{word}\t") for word in ("sdot", "smlal", "sadalp")}
+    assert counts["raspberry-pi-5"]["sdot"] > 100
+    assert counts["raspberry-pi-4"]["sdot"] == 0
+    assert counts["raspberry-pi-4"]["smlal"] > 100
+    assert counts["raspberry-pi-4"]["sadalp"] > 100
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_int16_holds_the_pairs_that_are_added_in_it(bits: int) -> None:
+    assert sums_of(bits) * 128 * (2 ** (bits - 1) - 1) <= 32767
