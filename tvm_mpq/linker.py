@@ -28,8 +28,8 @@ def find_linker(architecture: str | None = None) -> list[str]:
     It is ``ld.lld``, which links for all, the architecture's ``ld`` or compiler, or the linker in the package
     ``ziglang``. Raises MpqError that names what to install where there is none.
     """
-    here = architecture in (None, platform.machine())
-    prefix = "" if here else _GNU.get(architecture or "", f"{architecture}-linux-gnu") + "-"
+    prefix = "" if architecture is None else binutils_prefix(architecture)
+    here = not prefix
     compilers = ("cc",) if here else (f"{prefix}gcc",)
     for name in ("ld.lld", f"{prefix}ld", *compilers):
         path = shutil.which(name)
@@ -42,6 +42,13 @@ def find_linker(architecture: str | None = None) -> list[str]:
         f"no linker{'' if here else f' for {architecture}'} found: install one with 'apt-get install {package}' "
         "(or 'pip install ziglang' without root)"
     )
+
+
+def binutils_prefix(architecture: str) -> str:
+    """What the names of GNU's tools for ``architecture`` begin with: nothing for this machine's own."""
+    if architecture == platform.machine():
+        return ""
+    return _GNU.get(architecture, f"{architecture}-linux-gnu") + "-"
 
 
 class Linking:

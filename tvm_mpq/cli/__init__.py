@@ -13,6 +13,7 @@ from tvm_mpq.cli.analyze import analyze_command
 from tvm_mpq.cli.benchmark import benchmark
 from tvm_mpq.cli.compile import compile_command
 from tvm_mpq.cli.costs import costs
+from tvm_mpq.cli.export import export
 from tvm_mpq.cli.rpc_server import rpc_server
 from tvm_mpq.cli.run import run
 from tvm_mpq.cli.targets import targets
@@ -40,6 +41,7 @@ def _app() -> typer.Typer:
     app.command("tune")(tune)
     app.command("costs")(costs)
     app.command("targets")(targets)
+    app.command("export")(export)
     app.command("rpc-server")(rpc_server)
     return app
 
