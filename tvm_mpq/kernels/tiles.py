@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from tvm_mpq.kernels import neon
 from tvm_mpq.kernels.convolution import ConvolutionShape, packed_weight_shape
 from tvm_mpq.kernels.intrinsic import Intrinsic
 
@@ -72,7 +73,15 @@ def default_convolution_tile(
         row_tiles = tiles if all_rows_fit else row_tiles
         column_tiles = max(d for d in _divisors(columns) if columns // d >= min(columns, 4 * threads))
     # Floats need the loop overhead hidden; integers gain nothing from more and grow the code.
-    unroll = max(d for d in ((1, 2, 4) if intrinsic.accumulator == "float32" else (1, 2)) if steps % d == 0)
+    # A step of NEON is up to sixteen products long already.
+    unrolls = (
+        (1,)
+        if intrinsic.family in neon.FAMILIES
+        else (1, 2, 4)
+        if intrinsic.accumulator == "float32"
+        else (1, 2)
+    )
+    unroll = max(d for d in unrolls if steps % d == 0)
     stage_whole = staged and by_columns and columns > column_tiles
     return ConvolutionTile(rows, nr, row_tiles, column_tiles, unroll, staged, stage_whole)
 
@@ -139,6 +148,8 @@ def _registers(intrinsic: Intrinsic, rows: int, blocks: int) -> int:
     """
     if intrinsic.family == "pmaddubsw":
         return rows * blocks + 2
+    if intrinsic.family in neon.FAMILIES:
+        return neon.registers(intrinsic.family, intrinsic.words, rows, blocks)
     return rows * blocks + blocks + 1 + (intrinsic.family == "pmaddwd")
 
 
@@ -169,5 +180,7 @@ def _cost(shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, blocks: int,
     if step_bytes * shape.reduction(intrinsic.group) // intrinsic.group > _FIRST_CACHE:
         cycles = max(cycles, step_bytes / 30)
     cycles += 0.08 * loads
+    if intrinsic.family in neon.FAMILIES:
+        cycles = neon.cycles(intrinsic.family, words, rows, blocks)
     staging = 1 + 3 / shape.out_channels if staged else 1.0
     return cycles / tile * padded * staging
