@@ -179,7 +179,7 @@ def convolution(
         value = acc[g, m, n, lane] + bias[g, n, lane]
         if out.dtype != "uint8":
             return activate(value.astype("float32") * multiplier[g, n, lane], out)
-        code = requantize(value, multiplier[g, n, lane], grid[1])
+        code = requantize(value, multiplier[g, n, lane], grid[1], intrinsic.family in neon.FAMILIES)
         return addition.element(code, m, n * lanes + lane) if addition is not None else code
 
     addition = _Addition.placeholders(shape.rows, shape.out_channels) if adds else None

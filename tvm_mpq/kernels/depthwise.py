@@ -38,12 +38,14 @@ class DepthwiseTile:
     channels: int
 
 
-def depthwise(shape: ConvolutionShape, in_dtype: str, out: Output, float_weight: str = "float32") -> PrimFunc:
+def depthwise(
+    shape: ConvolutionShape, in_dtype: str, out: Output, float_weight: str = "float32", neon: bool = False
+) -> PrimFunc:
     """The definition with blocks ``padded``, ``acc`` and ``out``.
 
     Parameters: x [N·H·W, C]; weight [R, S, K] int8, or for floats what ``float_weight`` names (see
     ``narrow_weights``); bias [K]; for int8 weights multiplier [K] float32, and for integer inputs grid int32[2] (input
-    and output zero-point); then the output [rows, K].
+    and output zero-point); then the output [rows, K]. ``neon``: for 64-bit ARM.
     """
     integer = in_dtype == "uint8"
     accumulator = "int32" if integer else "float32"
@@ -82,7 +84,7 @@ def depthwise(shape: ConvolutionShape, in_dtype: str, out: Output, float_weight:
             return activate(scaled + bias[k], out)
         value = acc[n, h, w, k] + bias[k]
         if out.dtype == "uint8":
-            return requantize(value, multiplier[k], grid[1])
+            return requantize(value, multiplier[k], grid[1], neon)
         return activate(value.astype("float32") * multiplier[k], out)
 
     finished = te.compute(dims, finish, "finished")
@@ -180,8 +182,13 @@ def task_rows(shape: ConvolutionShape, threads: int = 2) -> int:
     return max((d for d in divisors if d <= wanted), default=1)
 
 
-def schedule_depthwise(definition: PrimFunc, shape: ConvolutionShape, tile: DepthwiseTile) -> PrimFunc:
-    """Apply the template: parallel over row blocks; channel blocks; rows; column tiles in registers, taps unrolled."""
+def schedule_depthwise(
+    definition: PrimFunc, shape: ConvolutionShape, tile: DepthwiseTile, tap: str | None = None
+) -> PrimFunc:
+    """Apply the template: parallel over row blocks; channel blocks; rows; column tiles in registers, taps unrolled.
+
+    ``tap`` is the intrinsic that adds one tap of the vector's channels, where plain vector code is not as good.
+    """
     sch = Schedule(IRModule({"main": definition}))
     sch.reverse_compute_inline("out")
     finished, acc, stage = (sch.get_sblock(name) for name in ("finished", "acc", "padded"))
@@ -204,8 +211,12 @@ def schedule_depthwise(definition: PrimFunc, shape: ConvolutionShape, tile: Dept
         sch.compute_inline(stage)
     n_, h_, ci, lane, r, s = sch.get_loops(acc)[-6:]
     sch.reorder(r, s, n_, h_, ci, lane)
-    sch.vectorize(lane)
+    if tap is None:
+        sch.vectorize(lane)
     for loop in (r, s, ci):
         sch.unroll(loop)
-    sch.decompose_reduction(acc, r)
+    init = sch.decompose_reduction(acc, r)
+    if tap is not None:
+        sch.vectorize(sch.get_loops(init)[-1])
+        sch.tensorize(lane, tap)
     return sch.mod["main"]

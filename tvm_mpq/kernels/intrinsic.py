@@ -64,6 +64,8 @@ def _float(name: str, lanes: int, registers: int) -> Intrinsic:
     return Intrinsic(name, "float32", "float32", "float32", lanes, 1, registers)
 
 
+NEON = ("i8mm", "dotprod", "neon")
+"""Instruction sets of 64-bit ARM."""
 FLOAT = {
     "avx512bf16": _float("fma512", 16, 32),
     "avx512vnni": _float("fma512", 16, 32),

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from tvm.tirx import PrimFunc
 
+from tvm_mpq.kernels import neon_depthwise
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, convolution
 from tvm_mpq.kernels.depthwise import (
     DepthwiseTile,
@@ -22,6 +23,7 @@ from tvm_mpq.kernels.intrinsic import (
     BFLOAT16,
     FLOAT,
     INTEGER,
+    NEON,
     Intrinsic,
     float_intrinsic,
     intrinsic,
@@ -216,6 +218,8 @@ class KernelSpec:
         shape = self.shape
         if self.family != "matmul" or self.in_dtype != "uint8" or not self.row.nibbles:
             return None
+        if self.row.activation != "uint8" or self.instruction in NEON:
+            return None
         if shape.rows > MOST_ROWS or shape.in_channels < LEAST_CHANNELS or self.weight_group % 32:
             return None
         return replace(self, family="packed_rows")
@@ -247,8 +251,18 @@ class KernelSpec:
         if self.family == "weight_only":
             return default_weight_only_tile(self.weight_only)
         if self.family == "depthwise":
-            return default_depthwise_tile(self.shape, FLOAT[self.instruction].lanes, self.in_dtype)
+            return default_depthwise_tile(self.shape, self._depthwise_lanes, self.in_dtype)
         return default_convolution_tile(self.shape, self.row, self.in_place)
+
+    @property
+    def _depthwise_lanes(self) -> int:
+        """The channels of a vector of a depthwise convolution: bytes on NEON are widened from eight at a time."""
+        lanes = FLOAT[self.instruction].lanes
+        return 2 * lanes if self.in_dtype == "uint8" and self.instruction in NEON else lanes
+
+    def _tap(self, tile: DepthwiseTile) -> str | None:
+        simple = self.shape.in_channels == self.shape.out_channels and self.in_dtype == "uint8"
+        return neon_depthwise.tap(tile.vector) if simple and self.instruction in NEON else None
 
     def space(self) -> list[Tile]:
         """Every tile worth trying that the templates can make, of each algorithm; the default first.
@@ -277,7 +291,9 @@ class KernelSpec:
         if self.family in ("packed_rows", "winograd", "weight_only"):
             return self.schedule().with_attr(ATTRIBUTE, self.to_json())
         if self.family == "depthwise":
-            definition = depthwise(self.shape, self.in_dtype, self.out, self.float_weight)
+            definition = depthwise(
+                self.shape, self.in_dtype, self.out, self.float_weight, self.instruction in NEON
+            )
         else:
             definition = convolution(
                 self.shape, self.in_dtype, self.out, self.row, 1, self.weight_group, self.adds
@@ -295,8 +311,10 @@ class KernelSpec:
             program = weight_only_panel if tile.panel else weight_only
             return program(self.weight_only, self.out, tile)
         if isinstance(tile, DepthwiseTile):
-            definition = depthwise(self.shape, self.in_dtype, self.out, self.float_weight)
-            return schedule_depthwise(definition, self.shape, tile)
+            definition = depthwise(
+                self.shape, self.in_dtype, self.out, self.float_weight, self.instruction in NEON
+            )
+            return schedule_depthwise(definition, self.shape, tile, self._tap(tile))
         definition = convolution(
             self.shape, self.in_dtype, self.out, self.row, tile.rows, self.weight_group, self.adds
         )
