@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import threading
 
 import numpy as np
+import onnx
 import pytest
 from servers import Server, serving, start, tracking, wait_for
+from small_networks import branches
 from tiny_package import BATCH, FEATURES, tiny_package
 
 from tvm_mpq import cli
@@ -86,8 +89,10 @@ def test_the_commands_run_on_it(server, inputs, tmp_path, capsys):
 
 def test_a_package_for_other_instructions_is_refused_before_it_runs(server):
     package = tiny_package(0)
+    machine = _machine(server)
     with pytest.raises(MpqError, match=r"this device lacks warp_drive: the device .* 'made-up'"):
-        _machine(server).session(_needing(package, "warp_drive"), 1)
+        machine.session(_needing(package, "warp_drive"), 1)
+    machine.close()
 
 
 def _needing(package, feature):
@@ -140,6 +145,17 @@ def _has(tracker: Address, key: str) -> bool:
     from tvm import rpc
 
     return key in rpc.connect_tracker(*tracker).text_summary()
+
+
+def test_costs_are_measured_on_a_device(server, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    onnx.save(branches(), "net.onnx")
+    command = ["costs", "net.onnx", "--output", "costs.json", "--checks", "1", "--cache", "cache"]
+    assert cli.main([*command, "--rpc", str(server.address)]) == 0
+    assert "w8a8" in capsys.readouterr().out
+    table = json.loads((tmp_path / "costs.json").read_text())
+    assert table["kind"] == "measured"
+    assert cli.main([*command, "--modelled", "--rpc", str(server.address)]) == 2
 
 
 def test_what_cannot_be_reached_is_named(says, tmp_path, inputs):

@@ -14,6 +14,7 @@ from tvm_mpq.cli.benchmark import benchmark
 from tvm_mpq.cli.compile import compile_command
 from tvm_mpq.cli.costs import costs
 from tvm_mpq.cli.export import export
+from tvm_mpq.cli.options import give_back
 from tvm_mpq.cli.rpc_server import rpc_server
 from tvm_mpq.cli.run import run
 from tvm_mpq.cli.targets import targets
@@ -64,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        give_back()
     return code if isinstance(code, int) else 0
 
 

@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from tvm_mpq.cli.console import progress_bar, stdout
-from tvm_mpq.cli.options import ThreadsOption, check_output_file, parse_input_shapes
+from tvm_mpq.cli.options import (
+    RpcKeyOption,
+    RpcOption,
+    RpcTimeoutOption,
+    RpcTrackerOption,
+    ThreadsOption,
+    check_output_file,
+    parse_input_shapes,
+    parse_machine,
+)
+from tvm_mpq.errors import MpqError
 
 
 def costs(
@@ -38,8 +48,12 @@ def costs(
         typer.Option(metavar="NAME:1,3,224,224", help="The shape of an input; may be given for each."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the random plans.")] = 0,
+    rpc: RpcOption = None,
+    rpc_tracker: RpcTrackerOption = None,
+    rpc_key: RpcKeyOption = None,
+    rpc_timeout: RpcTimeoutOption = 300.0,
 ) -> None:
-    """Measure what each operator costs at each precision on this machine, for the search to choose by."""
+    """Measure what each operator costs at each precision, here or on a device, for the search to choose by."""
     check_output_file("--output", output)
     shapes = parse_input_shapes(input_shape or [])
     from tvm_mpq.cli.cost_table import check_lines, cost_table
@@ -52,6 +66,10 @@ def costs(
     from tvm_mpq.target import load_target
 
     machine = load_target(target)
+    remote = rpc is not None or rpc_tracker is not None or rpc_key is not None
+    device = parse_machine(rpc, rpc_tracker, rpc_key, rpc_timeout) if remote else None
+    if modelled and remote:
+        raise MpqError("give --modelled or a device to measure on, not both")
     chosen = [Precision.parse(text.strip()) for text in precisions.split(",")]
     mod = import_onnx(model, shapes or None)
     digest = sha256(model.read_bytes())
@@ -69,6 +87,7 @@ def costs(
                 checks=checks,
                 seed=seed,
                 progress=progress,
+                device=device,
             )
     table.save(output)
     console = stdout()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,10 +57,22 @@ def parse_machine(rpc: str | None, tracker: str | None, key: str | None, seconds
     from tvm_mpq.runtime.machine import ThisMachine
 
     if rpc is not None:
-        return DeviceMachine(Place(parse_address("--rpc", rpc)), seconds)
-    if tracker is not None:
-        return DeviceMachine(Place(parse_address("--rpc-tracker", tracker), key or ""), seconds)
-    return ThisMachine()
+        machine = DeviceMachine(Place(parse_address("--rpc", rpc)), seconds)
+    elif tracker is not None:
+        machine = DeviceMachine(Place(parse_address("--rpc-tracker", tracker), key or ""), seconds)
+    else:
+        return ThisMachine()
+    _at_end.append(machine.close)
+    return machine
+
+
+_at_end: list[Callable[[], None]] = []
+
+
+def give_back() -> None:
+    """Give back the devices that the command had: what is still held of it must not keep them from others."""
+    while _at_end:
+        _at_end.pop()()
 
 
 def parse_numbers(option: str, text: str) -> tuple[float, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import tvm
 from tvm import relax, te
-from tvm.runtime import tensor
 
-from tvm_mpq.runtime.tracer import Tracer, time_whole
+from tvm_mpq.build import Built
+from tvm_mpq.cost.placed import Here, Placed
+from tvm_mpq.tensor_spec import TensorSpec
 from tvm_mpq.transform.pipeline import build_passes
 
 _COUNTS = (2, 8)
@@ -44,18 +45,26 @@ def _at(line: tuple[float, float], arguments: Sequence[int]) -> npt.NDArray[np.f
     return line[0] + line[1] * np.asarray(arguments, np.float64)
 
 
-def measure_empty_calls(target: Mapping[str, Any]) -> EmptyCalls:
-    """Measure on this machine; the kernels are compiled here, which takes a tenth of a second.
+Place = Callable[[Built, Sequence[TensorSpec]], Placed]
+"""Puts a built network with such inputs where it is timed."""
+
+
+def _here(built: Built, _inputs: Sequence[TensorSpec]) -> Placed:
+    return Here(built, 1)
+
+
+def measure_empty_calls(target: Mapping[str, Any], place: Place = _here) -> EmptyCalls:
+    """Measure on this machine or where ``place`` puts it; the kernels are compiled, which takes a tenth of a second.
 
     ``target`` is the TVM target's fields.
     """
-    points = np.array([_empty_call(target, count) for count in _COUNTS])
+    points = np.array([_empty_call(target, place, count) for count in _COUNTS])
     slope = (points[1] - points[0]) / (_COUNTS[1] - _COUNTS[0])
     start = points[0] - slope * _COUNTS[0]
     return EmptyCalls((float(start[0]), float(slope[0])), (float(start[1]), float(slope[1])))
 
 
-def _empty_call(target: Mapping[str, Any], arguments: int) -> tuple[float, float]:
+def _empty_call(target: Mapping[str, Any], place: Place, arguments: int) -> tuple[float, float]:
     """(traced, undisturbed) seconds."""
     places = [te.placeholder((1,), "float32", f"x{index}") for index in range(arguments - 1)]
     kernel = te.create_prim_func([*places, te.compute((1,), lambda _: places[0][0] + 1.0, "out")])
@@ -71,7 +80,7 @@ def _empty_call(target: Mapping[str, Any], arguments: int) -> tuple[float, float
             result = builder.emit_output(value)
         builder.emit_func_output(result)
     built = relax.build(build_passes()(builder.get()), tvm.target.Target(dict(target)), relax_pipeline=None)
-    array = np.zeros(1, np.float32)
-    undisturbed = time_whole(relax.VirtualMachine(built, tvm.cpu()), [tensor(array)], _RUNS, 3) / _CALLS
-    tracer = Tracer(1, relax.VirtualMachine(built, tvm.cpu()), lambda given: list(given.values()))
-    return float(np.median(tracer.trace({"x": array}, _RUNS).seconds)), float(np.median(undisturbed))
+    inputs = {"x": np.zeros(1, np.float32)}
+    found = place(Built(built, 0, 0), [TensorSpec("x", (1,), "float32")])
+    undisturbed = found.whole(inputs, _RUNS, 3) / _CALLS
+    return float(np.median(found.trace(inputs, _RUNS).seconds)), float(np.median(undisturbed))

@@ -12,17 +12,16 @@ from tvm import IRModule
 
 from tvm_mpq.cost.assemble import TimedPlan, assemble
 from tvm_mpq.cost.network import alternating_plans, edges, executed_plan, roots, uniform_plans
-from tvm_mpq.cost.runs import Listing, Stopwatch, lower
+from tvm_mpq.cost.runs import Lowered, Stopwatch, lower
 from tvm_mpq.cost.store import KernelTimes
 from tvm_mpq.cost.table import MEASURED, SCHEMA_VERSION, Check, CostTable
-from tvm_mpq.cpu import cpu_name
 from tvm_mpq.errors import MpqError
 from tvm_mpq.frontend import io_specs, operators
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.precision import FP32, Precision
 from tvm_mpq.runtime.arrays import noise
-from tvm_mpq.runtime.threads import check_threads
-from tvm_mpq.target import Target, missing_features
+from tvm_mpq.runtime.machine import Machine, ThisMachine
+from tvm_mpq.target import Target
 
 
 def measure_costs(
@@ -36,25 +35,28 @@ def measure_costs(
     checks: int = 0,
     seed: int = 0,
     progress: Progress | None = None,
+    device: Machine | None = None,
 ) -> CostTable:
-    """The cost table of the canonical ``mod`` at ``precisions`` (fp32 is always among them), measured here.
+    """The cost table of the canonical ``mod`` at ``precisions`` (fp32 is always one), measured here or on ``device``.
 
     Each precision is built for the whole network and its kernels timed in a real run; so are two mixed plans for the
     boundaries. Kernels known from before in the folder ``cache`` are not run again (see :mod:`tvm_mpq.cost.store`).
     ``checks`` random mixed plans, drawn with ``seed``, are measured as well, and the table holds how well it predicts
     them and the uniform plans.
-    Raises MpqError for a target that this machine cannot run and a precision that the target has no kernels for.
+    Raises MpqError for a target that the machine cannot run and a precision that the target has no kernels for.
     """
-    threads = check_threads(threads)
-    lacking = missing_features(target)
+    where = device or ThisMachine()
+    threads = where.threads(threads)
+    lacking = [feature for feature in target.features if feature not in where.features]
     if lacking:
+        which = "this machine" if device is None else "the device"
         raise MpqError(
-            f"cannot measure for target {target.name}: this machine lacks {', '.join(lacking)}; "
+            f"cannot measure for target {target.name}: {which} lacks {', '.join(lacking)}; "
             "use --modelled for a roofline model"
         )
     chosen = with_fp32(target, precisions)
-    inputs = list(noise(io_specs(mod)[0]).values())
-    stopwatch = Stopwatch(target, threads, KernelTimes.open(cache, target, threads), inputs)
+    times = KernelTimes.open(cache, target, threads, where.cpu)
+    stopwatch = Stopwatch(target, threads, times, device)
     plans = list(uniform_plans(mod, chosen))
     integer = [precision for precision in chosen if precision.integer_activations]
     mixed = list(alternating_plans(mod, integer[0])) if integer else []
@@ -63,22 +65,23 @@ def measure_costs(
     if progress is not None:
         task = progress.add_task("measuring costs", total=len(plans) + len(mixed) + len(random))
 
-    def timed(plan: PrecisionPlan, whole: bool) -> Listing:
-        lowered = lower(mod, plan, target)
-        stopwatch.time(lowered, whole)
+    def step() -> None:
         if progress is not None and task is not None:
             progress.advance(task)
-        return lowered.listing()
 
-    uniform = [timed(plan, whole=True) for plan in plans]
-    alternating = [timed(plan, whole=False) for plan in mixed]
-    checked = [timed(plan, whole=True) for plan in random]
-    stopwatch.finish()
+    lowered = [lower(mod, plan, target) for plan in (*plans, *mixed, *random)]
+    uniform, rest = lowered[: len(plans)], lowered[len(plans) :]
+    alternating, checked = rest[: len(mixed)], rest[len(mixed) :]
+    for each in (*uniform, *checked):
+        stopwatch.add(each, whole=True)
+    for each in alternating:
+        stopwatch.add(each, whole=False)
+    stopwatch.run(noise(io_specs(mod)[0]), step)
     stopwatch.times.save()
 
     kernels = stopwatch.times.kernels
 
-    def of(plan: PrecisionPlan, lowered: Listing) -> TimedPlan:
+    def of(plan: PrecisionPlan, lowered: Lowered) -> TimedPlan:
         asked = {name: str(plan[name]) for name in plan}
         return TimedPlan(asked, lowered.executed, lowered.calls, [kernels[key] for key in lowered.keys])
 
@@ -92,7 +95,7 @@ def measure_costs(
         kind=MEASURED,
         model_sha256=model_sha256,
         target=target.name,
-        cpu=cpu_name(),
+        cpu=where.cpu,
         threads=threads,
     )
     names = [*map(str, chosen), *(f"random {number}" for number in range(1, len(random) + 1))]

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tvm
-from tvm import IRModule, relax
+from tvm import IRModule
 
-from tvm_mpq.build import build
+from tvm_mpq.build import Built, build
 from tvm_mpq.cost.calls import kernel_calls
-from tvm_mpq.cost.empty_calls import EmptyCalls, measure_empty_calls
+from tvm_mpq.cost.empty_calls import EmptyCalls, Place, measure_empty_calls
 from tvm_mpq.cost.network import placeholder_ranges
+from tvm_mpq.cost.placed import Here, OnDevice, Placed
 from tvm_mpq.cost.store import KernelTimes, kernel_keys
 from tvm_mpq.files import sha256
 from tvm_mpq.plan import PrecisionPlan
+from tvm_mpq.runtime.machine import Machine
 from tvm_mpq.runtime.metadata import KernelCall
-from tvm_mpq.runtime.session import return_free_memory
-from tvm_mpq.runtime.threads import run_with_threads
-from tvm_mpq.runtime.tracer import Trace, Tracer, tensors, time_whole, typical
-from tvm_mpq.runtime.weights import expanded_weights
+from tvm_mpq.runtime.tracer import Trace, typical
 from tvm_mpq.target import Target
+from tvm_mpq.tensor_spec import TensorSpec
 from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.pipeline import Pipeline
 
@@ -34,9 +33,10 @@ _WARMUP = 3
 
 
 @dataclass(frozen=True)
-class Listing:
-    """What a network lowered for one plan calls: its kernels in order, and the key of each."""
+class Lowered:
+    """A network lowered for one plan: its kernel calls in order, and the key of each."""
 
+    module: IRModule
     executed: Mapping[str, str]
     calls: tuple[KernelCall, ...]
     keys: tuple[str, ...]
@@ -45,17 +45,6 @@ class Listing:
     def key(self) -> str:
         """The key of the whole network: of all its calls in order."""
         return sha256(" ".join(self.keys).encode())
-
-
-@dataclass(frozen=True)
-class Lowered(Listing):
-    """A network lowered for one plan, with its weights."""
-
-    module: IRModule
-
-    def listing(self) -> Listing:
-        """All but the module."""
-        return Listing(self.executed, self.calls, self.keys)
 
 
 def lower(mod: IRModule, plan: PrecisionPlan, target: Target) -> Lowered:
@@ -67,111 +56,96 @@ def lower(mod: IRModule, plan: PrecisionPlan, target: Target) -> Lowered:
     executed = {
         attr.text(f, attr.OPERATOR): attr.text(f, attr.PRECISION) for _, f, _ in attr.calls(annotated)
     }
-    return Lowered(executed, calls, tuple(keys[call.kernel] for call in calls), lowered)
+    return Lowered(lowered, executed, calls, tuple(keys[call.kernel] for call in calls))
 
 
 class Stopwatch:
-    """Times lowered networks on this machine, those with kernels or sums that ``times`` does not know.
+    """Times lowered networks on this machine or on ``device``, those with kernels or sums that ``times`` does not know.
 
-    One network after the other is built, timed and freed: a table of many plans of a large network would fill the
-    memory otherwise. The first one stays and runs in turns with each of the others, and what these take is divided by
-    how much slower it has become, so that all share the machine's ups and downs.
-    Kernels known from before that run again tell the same of the time since then (``drift``, above 1 when slower), and
-    everything new is divided by it: what is known stays comparable. ``measured`` counts the networks that were run.
+    All of them are built first and then run in turns, so that each gets the same share of the machine's ups and downs.
+    Kernels known from before that run again tell how much faster or slower the machine has become (``drift``, above 1
+    when slower), and everything new is divided by it: what is known stays comparable. ``measured`` counts the networks
+    that were run.
     """
 
     def __init__(
-        self, target: Target, threads: int, times: KernelTimes, inputs: Sequence[npt.NDArray[Any]]
+        self, target: Target, threads: int, times: KernelTimes, device: Machine | None = None
     ) -> None:
         self.target = target
+        self.device = device
         self.threads = threads
         self.times = times
-        self.inputs = inputs
+        self.measured = 0
         self.drift = 1.0
-        self._anchor: _Run | None = None
-        self._anchor_seconds = 0.0
-        self._instrument: EmptyCalls | None = None
-        self._samples: dict[str, list[float]] = {}
-        self._networks: dict[str, float] = {}
+        self._waiting: dict[str, Lowered] = {}
 
-    @property
-    def measured(self) -> int:
-        """How many networks were run."""
-        return len(self._networks)
-
-    def time(self, lowered: Lowered, whole: bool) -> None:
-        """Time the kernels of ``lowered``, and with ``whole`` the network, if need be."""
+    def add(self, lowered: Lowered, whole: bool) -> None:
+        """Have the kernels of ``lowered`` timed by the next :meth:`run`, and with ``whole`` the network, if need be."""
         known = set(lowered.keys) <= self.times.kernels.keys()
-        if lowered.key in self._networks or (known and (not whole or lowered.key in self.times.networks)):
-            return
-        run = _Run(lowered, self.target, self.threads)
-        if self._instrument is None:
-            self._instrument = measure_empty_calls(self.target.tvm_dict())
-        pace: list[float] = []
-        for _ in range(_BLOCKS):
-            if self._anchor is not None:
-                pace.append(self._anchor.once(self.inputs))
-            run.block(self.inputs)
-        slower = float(np.median(pace)) / self._anchor_seconds if pace else 1.0
-        for key, seconds in zip(lowered.keys, run.seconds(self._instrument), strict=True):
-            # Wherever it runs: the median over all places and networks.
-            self._samples.setdefault(key, []).append(float(seconds) / slower)
-        self._networks[lowered.key] = run.whole() / slower
-        if self._anchor is None:
-            self._anchor, self._anchor_seconds = run, run.whole()
+        if not known or (whole and lowered.key not in self.times.networks):
+            self._waiting[lowered.key] = lowered
 
-    def finish(self) -> None:
-        """Put all that was timed into ``times``."""
-        found = {key: float(np.median(values)) for key, values in self._samples.items()}
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]], progress: Callable[[], None]) -> None:
+        """Time all that wait on ``inputs``; ``progress`` is called after each network is built."""
+        if not self._waiting:
+            return
+        runs = []
+        for lowered in self._waiting.values():
+            runs.append(_Run(lowered, inputs, self.target, self._place))
+            progress()
+        for _ in range(_BLOCKS):
+            for each in runs:
+                each.block()
+        instrument = measure_empty_calls(self.target.tvm_dict(), self._place)
+        samples: dict[str, list[float]] = {}
+        for each in runs:
+            for key, seconds in zip(each.lowered.keys, each.seconds(instrument), strict=True):
+                # Wherever it runs: the median over all places and networks.
+                samples.setdefault(key, []).append(float(seconds))
+        found = {key: float(np.median(values)) for key, values in samples.items()}
         again = found.keys() & self.times.kernels.keys()
         before = sum(self.times.kernels[key] for key in again)
         if before > 0.0:
             self.drift = sum(found[key] for key in again) / before
         for key in found.keys() - again:
             self.times.kernels[key] = found[key] / self.drift
-        for key, seconds in self._networks.items():
-            self.times.networks[key] = seconds / self.drift
-        self._anchor = None
+        for each in runs:
+            self.times.networks[each.lowered.key] = each.whole() / self.drift
+        self.measured += len(runs)
+        self._waiting = {}
+
+    def _place(self, built: Built, inputs: Sequence[TensorSpec]) -> Placed:
+        if self.device is None:
+            return Here(built, self.threads)
+        return OnDevice(built, self.target, inputs, self.device, self.threads)
 
 
 class _Run:
-    """A built network in two copies: one whose calls are traced, one undisturbed."""
+    """A built network, and what was measured of it."""
 
-    def __init__(self, lowered: Lowered, target: Target, threads: int) -> None:
-        self._kernels = tuple(call.kernel for call in lowered.calls)
-        self.threads = threads
-        built = build(lowered.module, target)
-
-        def start() -> Any:
-            machine = relax.VirtualMachine(built.executable, tvm.cpu())
-            return_free_memory()
-            return machine
-
-        self._machine = run_with_threads(threads, start)
-        self._weights = run_with_threads(threads, lambda: expanded_weights(self._machine, built.weights))
-        traced = run_with_threads(threads, start)
-        self._tracer = Tracer(threads, traced, lambda given: list(given.values()), self._weights)
+    def __init__(
+        self,
+        lowered: Lowered,
+        inputs: Mapping[str, npt.NDArray[Any]],
+        target: Target,
+        place: Place,
+    ) -> None:
+        self.lowered = lowered
+        specs = [TensorSpec(name, array.shape, str(array.dtype)) for name, array in inputs.items()]
+        self._inputs = inputs
+        self._placed = place(build(lowered.module, target), specs)
         self._traces: list[Trace] = []
         self._whole: list[npt.NDArray[np.float64]] = []
 
-    def block(self, inputs: Sequence[npt.NDArray[Any]]) -> None:
+    def block(self) -> None:
         """A few runs of each copy."""
-        named = {str(index): array for index, array in enumerate(inputs)}
-        self._traces.append(self._tracer.trace(named, _RUNS))
-        self._whole.append(self._time_whole(inputs))
-
-    def once(self, inputs: Sequence[npt.NDArray[Any]]) -> float:
-        """Median seconds of a few runs of the undisturbed copy."""
-        return float(np.median(self._time_whole(inputs)))
-
-    def _time_whole(self, inputs: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
-        arguments = [*tensors(list(inputs)), *self._weights]
-        return run_with_threads(self.threads, lambda: time_whole(self._machine, arguments, _RUNS, _WARMUP))
+        self._traces.append(self._placed.trace(self._inputs, _RUNS))
+        self._whole.append(self._placed.whole(self._inputs, _RUNS, _WARMUP))
 
     def seconds(self, empty: EmptyCalls) -> npt.NDArray[np.float64]:
         """Seconds of each call, float64 [calls]."""
         first = self._traces[0]
-        if first.kernels != self._kernels:
+        if first.kernels != tuple(call.kernel for call in self.lowered.calls):
             raise AssertionError("the network calls other kernels than were lowered")
         traced = np.concatenate([trace.seconds for trace in self._traces])
         return typical(empty.net(traced, first.arguments))

@@ -53,14 +53,15 @@ class KernelTimes:
     networks: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path | None, target: Target, threads: int) -> KernelTimes:
-        """The times measured before on this machine for ``target``; empty where there are none or no ``folder``.
+    def open(cls, folder: Path | None, target: Target, threads: int, cpu: str = "") -> KernelTimes:
+        """The times measured before for ``target``; empty where there are none or no ``folder``.
 
+        They are of this machine's processor, or of devices with the processor ``cpu``.
         Raises MpqError for a file that is not what :meth:`save` wrote.
         """
         environment = {
             "schema_version": SCHEMA_VERSION,
-            "cpu": cpu_name(),
+            "cpu": cpu or cpu_name(),
             "target": target.tvm_dict(),
             "threads": threads,
             "versions": versions(),

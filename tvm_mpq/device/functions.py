@@ -21,6 +21,7 @@ from tvm_mpq.runtime.package import Package
 from tvm_mpq.runtime.resident import resident_bytes
 from tvm_mpq.runtime.session import Session
 from tvm_mpq.runtime.threads import available_threads
+from tvm_mpq.runtime.tracer import Tracer
 from tvm_mpq.versions import versions
 
 PREFIX = "tvm_mpq.device."
@@ -36,6 +37,7 @@ class _Opened:
         self.session = session
         self.inputs: dict[str, Any] = {}
         self.outputs: list[Any] = []
+        self.tracer: Tracer | None = None
 
 
 class Functions:
@@ -78,6 +80,14 @@ class Functions:
         opened = self._opened[handle]
         return {"seconds": opened.session.time(opened.inputs, repeat, warmup).tolist()}
 
+    def trace(self, handle: int, repeat: int, warmup: int) -> Answer:
+        """The kernel calls of a run, and their seconds in each of ``repeat`` runs."""
+        opened = self._opened[handle]
+        if opened.tracer is None:
+            opened.tracer = opened.session.tracer()
+        trace = opened.tracer.trace(opened.inputs, repeat, warmup)
+        return {"kernels": trace.kernels, "arguments": trace.arguments, "seconds": trace.seconds.tolist()}
+
     def resident(self, name: str, threads: int) -> Answer:
         """The memory that the uploaded package takes, measured in a process of its own."""
         return {"bytes": resident_bytes(Package.load(_folder() / name), threads)}
@@ -98,7 +108,7 @@ def register() -> None:
     import tvm_ffi
 
     functions = Functions()
-    for name in ("describe", "sha256", "open", "run", "time", "resident"):
+    for name in ("describe", "sha256", "open", "run", "time", "trace", "resident"):
         tvm_ffi.register_global_func(PREFIX + name, _answering(getattr(functions, name)), override=True)
     for name in ("set_input", "output"):
         tvm_ffi.register_global_func(PREFIX + name, getattr(functions, name), override=True)

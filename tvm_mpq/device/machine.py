@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from tvm_mpq.device.connection import Connection, DeviceLostError, Place
 from tvm_mpq.errors import MpqError
 from tvm_mpq.runtime.package import Package
 from tvm_mpq.runtime.session import Array, Session, check_repeat
+from tvm_mpq.runtime.tracer import Trace, Tracer
 
 T = TypeVar("T")
 _ATTEMPTS = 3
@@ -127,9 +128,20 @@ class DeviceSession(Session):
 
         return self._device.attempt(work)
 
-    def tracer(self) -> Any:
-        """Refused: kernel calls are timed on the machine itself."""
-        raise MpqError("kernels are timed one by one on this machine only: run it on the device itself")
+    def tracer(self) -> Tracer:
+        """The network on the device again, whose kernel calls are timed there."""
+        return _DeviceTracer(self)
+
+    def trace(self, inputs: Mapping[str, Array], repeat: int, warmup: int) -> Trace:
+        """The seconds of the kernel calls of ``repeat`` runs."""
+        arrays = self._checked(inputs)
+
+        def work(connection: Connection) -> Trace:
+            answer = connection.call("trace", self._ready(connection, arrays), repeat, warmup)
+            kernels, arguments = tuple(answer["kernels"]), tuple(answer["arguments"])
+            return Trace(kernels, arguments, np.array(answer["seconds"], np.float64))
+
+        return self._device.attempt(work)
 
     def _open(self, connection: Connection) -> int:
         if self._handle is None or self._handle[0] is not connection:
@@ -143,3 +155,13 @@ class DeviceSession(Session):
         for spec, array in zip(self.package.metadata.inputs, arrays, strict=True):
             connection.raw("set_input", handle, spec.name, connection.tensor(array))
         return handle
+
+
+class _DeviceTracer(Tracer):
+    def __init__(self, session: DeviceSession) -> None:
+        self.threads = session.threads
+        self._session = session
+
+    def trace(self, inputs: Mapping[str, Array], repeat: int, warmup: int = 3) -> Trace:
+        """See :meth:`tvm_mpq.runtime.tracer.Tracer.trace`."""
+        return self._session.trace(inputs, repeat, warmup)
