@@ -310,3 +310,12 @@ def test_the_command_writes_and_prints_the_table(tmp_path, capfd):
     assert cli.main([*arguments[:-1], str(tmp_path / "none" / "c.json")]) == 2
     assert cli.main(["costs", str(tmp_path / "m.onnx"), "--precisions", "w9a8", "-o", str(out)]) == 2
     assert capfd.readouterr().err.count("\n") == 2
+
+
+@pytest.mark.parametrize("target", ["raspberry-pi-4", "raspberry-pi-5", "graviton3", "armv7-neon", "riscv64"])
+def test_costs_are_modelled_for_machines_of_other_kinds(mod, target):
+    chosen = [Precision.parse(name) for name in ("w8a8", "w6a8", "w4a8", "w4g32a8", "w8a32", "w4a32", "fp16")]
+    table = model_costs(mod, load_target(target), chosen)
+    assert table.target == target
+    for precision in chosen:
+        assert sum(operator.seconds[str(precision)] for operator in table.operators) > 0

@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from tvm.script import tirx as T
 from tvm.tirx import Expr, PrimFunc
 
+from tvm_mpq.kernels import neon
+
+_OF_WORDS = ("pmaddubsw", "smull", "vmull")
+_KINDS = ("fma", "mul", "mullo", "pmaddwd", "vpdpbusd", "sdot", "usdot", "smlal", *_OF_WORDS)
 READERS = 8
 READ_LANES = 8
 
@@ -33,8 +37,8 @@ def find_step(name: str) -> Step:
 
     Raises ValueError for a name without a loop.
     """
-    match = re.fullmatch(r"(fma|mul|mullo|pmaddwd|pmaddubsw|vpdpbusd)(128|256|512)(?:x(\d+))?", name)
-    if match is None or (match[3] is None) == (match[1] == "pmaddubsw"):
+    match = re.fullmatch(rf"({'|'.join(_KINDS)})(128|256|512)(?:x(\d+))?", name)
+    if match is None or (match[3] is None) == (match[1] in _OF_WORDS):
         raise ValueError(f"no loop measures the step {name!r}")
     kind, bits = match[1], int(match[2])
     lanes = bits // 32
@@ -45,6 +49,15 @@ def find_step(name: str) -> Step:
         return Step(lanes, "int32", lanes, lambda x, w: T.max(x * w, w))
     if kind == "pmaddwd":
         return Step(2 * lanes, "int32", lanes, lambda x, w: x + _pmaddwd(lanes, x, w))
+    if kind in ("sdot", "usdot"):
+        return Step(4 * lanes, "int32", lanes, lambda x, w: _dot(kind, x, w))
+    if kind == "smlal":
+        return Step(lanes, "int32", lanes, neon.multiply_halves)
+    if kind in ("smull", "vmull"):
+        sums = int(match[3])
+        return Step(
+            2 * lanes * sums, "int32", lanes, lambda x, w: neon.multiply_pairs(x, w, sums, kind == "vmull")
+        )
     if kind == "pmaddubsw":
         words = int(match[3])
         return Step(4 * lanes * words, "int32", lanes, lambda x, w: _pmaddubsw(lanes, words, x, w))
@@ -54,7 +67,14 @@ def find_step(name: str) -> Step:
 def multiplications(name: str) -> int:
     """How many of a step's instructions need a multiplier: what bounds it where additions have units of their own."""
     step = find_step(name)
+    if name.startswith(("smull", "vmull")):
+        return step.macs // (2 * step.lanes)
     return step.macs // (4 * step.lanes) + 1 if name.startswith("pmaddubsw") else 1
+
+
+def _dot(kind: str, x: Expr, w: Expr) -> Expr:
+    a = T.reinterpret(w, dtype="uint8x16" if kind == "usdot" else "int8x16")
+    return neon.dot(kind, x, a, T.reinterpret(w, dtype="int8x16"))
 
 
 def _pmaddwd(lanes: int, x: Expr, w: Expr) -> Expr:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tvm_mpq.kernels.intrinsic import FLOAT, INTEGER, Intrinsic
+from tvm_mpq.kernels.intrinsic import FLOAT, INTEGER, NEON, Intrinsic
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.kernels.weight_only import BLOCK, DIGITS, default_weight_only_tile
 
@@ -18,6 +18,10 @@ _WIDENING = {
     "avxvnni": INTEGER["avx2"],
 }
 """The step of products that do not share an accumulator lane: no instruction for four bytes applies."""
+
+
+_DOTS = {"sdot": "sdot128", "smull": "smull128x2", "plain": "mullo128"}
+"""The steps that ARM's and portable code for packed weights are made of."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ def kernel_work(spec: KernelSpec) -> Work:
     if spec.family == "depthwise":
         if spec.in_dtype == "float32":
             return Work(step_name(FLOAT[spec.instruction]), macs, macs)
+        if spec.instruction in NEON:
+            return Work("smlal128", macs, macs)  # the multiplication adds
         row = _WIDENING[spec.instruction]
         # A multiplication, an addition and a part of a widening load make as many results as the row has lanes,
         # where the row's own two instructions make ``group`` times as many products.
@@ -46,6 +52,8 @@ def kernel_work(spec: KernelSpec) -> Work:
             return Work(step_name(FLOAT[spec.instruction]), macs, macs)
         # Three digits of an activation each meet the weight; a block of 32 is eight words of four.
         dot = spec.weight_only.dot
+        if dot.family in _DOTS:
+            return Work(_DOTS[dot.family], macs, float(DIGITS * macs))
         words = f"x{BLOCK // 4}" if dot.family == "pmaddubsw" else ""
         return Work(f"{dot.family}{32 * dot.lanes}{words}", macs, float(DIGITS * macs))
     if spec.family == "winograd":
@@ -58,6 +66,10 @@ def kernel_work(spec: KernelSpec) -> Work:
 
 def step_name(row: Intrinsic) -> str:
     """The row's multiply-accumulate step as :mod:`tvm_mpq.cost.peaks` knows it."""
+    if row.accumulator == "float32" and row.name == "fmla128":
+        return "fma128"
+    if row.family is not None and row.family.startswith(("smull", "vmull")):
+        return f"{row.family[:5]}128x{row.family[5:]}"
     if row.family is None and row.accumulator == "int32":
         return f"mullo{32 * row.lanes}"
     return f"{row.name}x{row.words}" if row.family == "pmaddubsw" else row.name

@@ -43,7 +43,7 @@ def registers(family: str, words: int, rows: int, blocks: int) -> int:
     Products that are added up before they reach a result need room to be in flight: with less, LLVM makes one chain
     after the other (on Cortex-A72 tiles of 16 results are slower than those of 12).
     """
-    others = 2 if family in ("sdot", "usdot", "fmla") else 12
+    others = 2 if family in ("sdot", "usdot", "fmla") else 12 if family.startswith("smull") else 6
     return rows * blocks + words * blocks + others
 
 
@@ -95,6 +95,21 @@ def dot(family: str, accumulator: Expr, activations: Expr, weights: Expr) -> Exp
         # A word in all lanes is no instruction of its own where it is the last operand.
         return _call("llvm.aarch64.neon.sdot", "int32x4", accumulator, weights, activations)
     return _call("llvm.aarch64.neon.usdot", "int32x4", accumulator, activations, weights)
+
+
+def multiply_pairs(x: Expr, w: Expr, sums: int, arm32: bool) -> Expr:
+    """``x`` int32x4 + ``sums`` vectors of products of its own bytes by those of ``w``, added up as a step does."""
+    a, b, c = (T.reinterpret(v, dtype="int8x16") for v in (x, w, w + T.broadcast(T.int32(1), LANES)))
+    places = [(i, j, v) for v in (b, c) for i, j in ((0, 0), (1, 1), (0, 1), (1, 0))]
+    words = [_half(a, i) for i, _, _ in places[:sums]]
+    return _long(x, words, [_half(v, j) for _, j, v in places[:sums]], sums, arm32)
+
+
+def multiply_halves(x: Expr, w: Expr) -> Expr:
+    """``x`` int32x4 + products of four int16 of it by as many of ``w``."""
+    four = [tirx.const(lane, "int32") for lane in range(4)]
+    a, b = (tirx.Shuffle([T.reinterpret(v, dtype="int16x8")], four) for v in (x, w))
+    return x + _call("llvm.aarch64.neon.smull.v4i32", "int32x4", a, b)
 
 
 def _scaled(accumulator: Expr, factor: Expr | None, sums: Callable[[Expr], Expr]) -> Expr:
