@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tvm_mpq.compiler import Preprocess, compile_model
-    from tvm_mpq.dataset import open_dataset
+    from tvm_mpq.compiler import compile_model
+    from tvm_mpq.dataset import Preprocess, open_dataset
     from tvm_mpq.errors import MpqError
     from tvm_mpq.plan import PrecisionPlan
     from tvm_mpq.precision import Precision
@@ -24,7 +24,7 @@ _HOMES = {
     "Package": "runtime.package",
     "Precision": "precision",
     "PrecisionPlan": "plan",
-    "Preprocess": "compiler",
+    "Preprocess": "dataset",
     "Session": "runtime.session",
     "benchmark": "runtime.harness",
     "compile_model": "compiler",

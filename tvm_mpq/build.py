@@ -56,6 +56,16 @@ def build(mod: IRModule, target: Target) -> Built:
     return Built(executable, sizes.constants, sizes.activations, weights, expanded)
 
 
+def stored_weights(mod: IRModule) -> int:
+    """Bytes of all weights of a lowered module as a package stores them."""
+    stream = 0
+    if mod.attrs is not None and STREAM in mod.attrs:
+        stream = mod.attrs[STREAM].numpy().nbytes
+    sizes = _Sizes()
+    sizes.visit_expr(mod["main"])
+    return sizes.constants + stream
+
+
 def tensor_bytes(ty: relax.TensorType) -> int:
     """Bytes of a tensor of constant shape."""
     return math.prod(int(extent) for extent in ty.shape) * np.dtype(str(ty.dtype)).itemsize

@@ -13,12 +13,13 @@ from tvm import IRModule
 from tvm_mpq.build import build, constant_bytes
 from tvm_mpq.calibration import calibrate
 from tvm_mpq.cost.calls import kernel_calls
-from tvm_mpq.dataset import Dataset, open_dataset
+from tvm_mpq.dataset import Dataset, Preprocess
 from tvm_mpq.errors import MpqError, MpqWarning
 from tvm_mpq.files import sha256
 from tvm_mpq.frontend import import_onnx, io_specs, operators
 from tvm_mpq.linker import link_executable
 from tvm_mpq.plan import PrecisionPlan
+from tvm_mpq.plan_weights import PlanWeights
 from tvm_mpq.precision import FP32, Precision
 from tvm_mpq.runtime.metadata import CalibrationInfo, OperatorRecord, Storage
 from tvm_mpq.runtime.package import Package, baseline_path
@@ -26,16 +27,8 @@ from tvm_mpq.target import Target, host_target, load_target
 from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.assign_grids import TensorRanges
 from tvm_mpq.transform.pipeline import Pipeline
+from tvm_mpq.transform.scale_operators import scale_operators
 from tvm_mpq.tuning.lookup import TunedTiles, tuned_tiles
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """How a folder of images becomes inputs: ``x = (pixel − mean) · scale``, resized to ``resize`` × ``resize``."""
-
-    resize: int | None = None
-    mean: tuple[float, ...] = (0.0,)
-    scale: tuple[float, ...] = (1.0,)
 
 
 def compile_model(
@@ -44,6 +37,7 @@ def compile_model(
     target: str | Target = "host",
     calibration: str | Path | Dataset | None = None,
     plan: PrecisionPlan | None = None,
+    weights: PlanWeights | None = None,
     precision: str = "w8a8",
     observer: str = "minmax",
     samples: int = 256,
@@ -59,11 +53,12 @@ def compile_model(
 ) -> Package:
     """Compile the ONNX file ``model``, every operator at ``plan``'s precision (or all at ``precision``).
 
-    ``calibration`` (a path or an open data set, of which ``samples`` are used) is needed as soon as one operator is
-    w8a8. With ``output`` the package is written there and, with ``baseline``, the fp32 package beside it as
-    ``<output>.fp32.tar``. ``dump_ir`` is a folder that gets the module after each pass. Kernels get the tiles that the
-    logs under ``tuning_logs`` (by default those that come with tvm_mpq) know for ``threads`` threads; what was left out
-    of them is an MpqWarning. Raises MpqError for everything that a user can mend.
+    ``calibration`` (a path or an open data set, of which ``samples`` are used) is needed as soon as one operator has
+    8-bit activations, unless there are ``weights``, which a search chose with the plan (``load_plan``). With ``output``
+    the package is written there and, with ``baseline``, the fp32 package beside it as ``<output>.fp32.tar``.
+    ``dump_ir`` is a folder that gets the module after each pass. Kernels get the tiles that the logs under
+    ``tuning_logs`` (by default those that come with tvm_mpq) know for ``threads`` threads; what was left out of them is
+    an MpqWarning. Raises MpqError for everything that a user can mend.
     """
     machine = target if isinstance(target, Target) else load_target(target)
     tiles = tuned_tiles(machine, tuning_logs, threads)
@@ -74,7 +69,15 @@ def compile_model(
     machine.require(chosen.operators.values())
 
     ranges, information, digest = TensorRanges({}, {}), None, None
-    if any(value.integer_activations for value in chosen.operators.values()):
+    digest_of_model = sha256(Path(model).read_bytes())
+    if weights is not None:
+        if weights.model_sha256 != digest_of_model:
+            raise MpqError(f"the plan's weights are of another network than {model}: search again")
+        ranges, digest = weights.ranges, str(weights.origin["sha256"])
+        information = CalibrationInfo(
+            str(weights.origin["observer"]), int(weights.origin["samples"]), int(weights.origin["seed"])
+        )
+    elif any(value.integer_activations for value in chosen.operators.values()):
         dataset = _calibration_set(mod, calibration, preprocess or Preprocess()).take(samples)
         # With this machine's kernels, whatever the target: it may not run here, and floats rounded in another order
         # would give each target grids, and so bytes, of its own.
@@ -82,11 +85,11 @@ def compile_model(
         information = CalibrationInfo(observer, len(dataset), seed)
         digest = dataset.content_hash()
 
-    job = _Job(mod, Path(model), machine, ranges, tiles)
-    package = job.package(chosen, information, digest, None if dump_ir is None else Path(dump_ir))
+    job = _Job(mod, Path(model).stem, digest_of_model, machine, ranges, tiles)
+    package = job.package(chosen, weights, information, digest, None if dump_ir is None else Path(dump_ir))
     all_float = all(value == FP32 for value in chosen.operators.values())
     if baseline and output is not None and not all_float:
-        reference = job.package(PrecisionPlan.uniform(names, FP32), None, None, None)
+        reference = job.package(PrecisionPlan.uniform(names, FP32), None, None, None, None)
         path = baseline_path(output)
         content = reference.to_bytes()
         package = package.with_baseline(path.name, content)
@@ -103,7 +106,8 @@ class _Job:
     """One network on one target, to be compiled under several plans."""
 
     mod: IRModule
-    model: Path
+    name: str
+    model_sha256: str
     target: Target
     ranges: TensorRanges
     tiles: TunedTiles
@@ -111,24 +115,38 @@ class _Job:
     def package(
         self,
         plan: PrecisionPlan,
+        weights: PlanWeights | None,
         calibration: CalibrationInfo | None,
         calibration_sha256: str | None,
         dump_ir: Path | None,
     ) -> Package:
-        pipeline = Pipeline(plan, self.ranges, self.target.instruction, dump_ir, tiles=self.tiles)
-        annotated = pipeline.annotate(self.mod)
+        mod, rounded, biases = self.mod, None, None
+        if weights is not None:
+            mod = scale_operators(mod, weights.scales)
+            rounded = weights.fitting(plan)
+            biases = {name: change for name, change in weights.biases.items() if name in rounded}
+        pipeline = Pipeline(
+            plan,
+            self.ranges,
+            self.target.instruction,
+            dump_ir,
+            weights=rounded,
+            biases=biases,
+            tiles=self.tiles,
+        )
+        annotated = pipeline.annotate(mod)
         lowered = pipeline.lower(annotated)
         built = build(lowered, self.target)
         inputs, outputs = io_specs(self.mod)
         return Package.create(
-            name=self.model.stem,
+            name=self.name,
             inputs=inputs,
             outputs=outputs,
             target=self.target,
             plan=plan,
             library=link_executable(built.executable, self.target.architecture),
             weights=built.weights,
-            model_sha256=sha256(self.model.read_bytes()),
+            model_sha256=self.model_sha256,
             operators=[_record(function) for _, function, _ in attr.calls(annotated)],
             storage=Storage(
                 weights=built.file_weights,
@@ -163,7 +181,4 @@ def _calibration_set(
         )
     if isinstance(calibration, Dataset):
         return calibration
-    inputs, _ = io_specs(mod)
-    return open_dataset(
-        calibration, inputs, resize=preprocess.resize, mean=preprocess.mean, scale=preprocess.scale
-    )
+    return preprocess.open(calibration, io_specs(mod)[0])

@@ -114,6 +114,20 @@ def get_loss(name: str, *, probabilities: bool = False) -> Loss:
     raise MpqError(f"unknown loss {name!r}: use {', '.join(LOSSES)} or module:function{hint}")
 
 
+def divergence(loss: Loss, probabilities: bool) -> Loss | None:
+    """How far outputs are from fp32's, in the unit of ``loss`` and without labels; None where there is no such thing.
+
+    Where fp32 tells the truth, that is where labels are drawn from what it predicts (around what it predicts), this is
+    the expected change of the loss: KL(fp32 ‖ output) for cross-entropy, the squared distance for mse. What is left of
+    a measured change is the covariance of fp32's own errors with the change of the outputs.
+    """
+    if loss.name == "cross-entropy":
+        return get_loss("kl", probabilities=probabilities)
+    if loss.name == "mse":
+        return Loss("mse to fp32", _squared_distance, False, True, False)
+    return None
+
+
 def top1(outputs: Sequence[Array], labels: Array) -> npt.NDArray[np.float64]:
     """The share of each sample's positions whose largest class is the label, float64 [n]: 1 or 0 without d….
 
@@ -204,6 +218,13 @@ def _cosine(
     x, y = (values.reshape(len(values), -1) for values in _same_elements(outputs[0], labels, "cosine"))
     lengths = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
     return np.asarray(1.0 - (x * y).sum(axis=1) / np.maximum(lengths, _SMALLEST), np.float64)
+
+
+def _squared_distance(
+    outputs: list[Array], labels: Array | None, reference: list[Array] | None
+) -> npt.NDArray[np.float64]:
+    assert reference is not None
+    return _mse(outputs, reference[0], None)
 
 
 def _log_softmax(output: Array, probabilities: bool) -> npt.NDArray[np.float64]:

@@ -49,11 +49,12 @@ class PrecisionPlan:
                 f"the plan has no line for operator {missing[0]!r} ({len(missing)} of {len(known)} missing)"
             )
 
-    def to_json(self) -> str:
-        """The plan as JSON text, one line an operator."""
+    def to_json(self, extra: Mapping[str, object] | None = None) -> str:
+        """The plan as JSON text, one line an operator, and a line for each of ``extra``, which reading leaves out."""
         lines = [f"    {json.dumps(name)}: {json.dumps(str(p))}" for name, p in self.operators.items()]
         body = ",\n".join(lines)
-        return f'{{\n  "schema_version": {SCHEMA_VERSION},\n  "operators": {{\n{body}\n  }}\n}}\n'
+        more = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in (extra or {}).items())
+        return f'{{\n  "schema_version": {SCHEMA_VERSION},\n{more}  "operators": {{\n{body}\n  }}\n}}\n'
 
     @classmethod
     def from_json(cls, text: str, source: str = "plan") -> PrecisionPlan:

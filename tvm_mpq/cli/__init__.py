@@ -17,6 +17,7 @@ from tvm_mpq.cli.export import export
 from tvm_mpq.cli.options import give_back
 from tvm_mpq.cli.rpc_server import rpc_server
 from tvm_mpq.cli.run import run
+from tvm_mpq.cli.search import search
 from tvm_mpq.cli.targets import targets
 from tvm_mpq.cli.tune import tune
 from tvm_mpq.errors import MpqError, MpqWarning
@@ -41,6 +42,7 @@ def _app() -> typer.Typer:
     app.command("benchmark")(benchmark)
     app.command("tune")(tune)
     app.command("costs")(costs)
+    app.command("search")(search)
     app.command("targets")(targets)
     app.command("export")(export)
     app.command("rpc-server")(rpc_server)

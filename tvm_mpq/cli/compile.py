@@ -18,6 +18,24 @@ from tvm_mpq.cli.options import (
     parse_input_shapes,
     parse_numbers,
 )
+from tvm_mpq.cli.search import (
+    DEFAULT_CACHE,
+    DEFAULT_CANDIDATES,
+    CacheOption,
+    EvaluationOption,
+    EvaluationsOption,
+    LossOption,
+    MaxLatencyOption,
+    MaxLossOption,
+    MaxStorageOption,
+    MinimizeOption,
+    OutputScaleOption,
+    ProbabilitiesOption,
+    SelectionOption,
+    make_goal,
+    make_options,
+    run_search,
+)
 from tvm_mpq.errors import MpqError
 
 
@@ -36,6 +54,17 @@ def compile_command(
     plan: Annotated[
         Path | None, typer.Option(metavar="PLAN.json", help="A precision for each operator instead.")
     ] = None,
+    minimize: MinimizeOption = "loss",
+    max_loss_increase: MaxLossOption = None,
+    max_latency: MaxLatencyOption = None,
+    max_storage: MaxStorageOption = None,
+    selection: SelectionOption = None,
+    evaluation: EvaluationOption = None,
+    loss: LossOption = "cross-entropy",
+    probabilities: ProbabilitiesOption = False,
+    evaluations: EvaluationsOption = 40,
+    output_scale: OutputScaleOption = True,
+    cache: CacheOption = DEFAULT_CACHE,
     observer: Annotated[
         str, typer.Option(help="How ranges are found: minmax, percentile, mse or entropy.")
     ] = "minmax",
@@ -62,30 +91,68 @@ def compile_command(
     threads: Annotated[
         int, typer.Option(metavar="N", help="Threads that it will run with: chooses the tuned tiles.")
     ] = 1,
-    seed: Annotated[
-        int, typer.Option(help="Recorded in the package; compiling draws nothing at random.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Of a search; compiling a plan draws nothing at random.")] = 0,
     json: JsonOption = None,
 ) -> None:
-    """Compile an ONNX network to a package, with the fp32 package to compare with beside it."""
+    """Compile an ONNX network to a package, with the fp32 package to compare with beside it.
+
+    With a limit (--max-storage, --max-latency, --max-loss-increase) the plan is searched first, and written beside the
+    package; 'tvm-mpq search' has more options.
+    """
     check_output_file("--output", output)
     check_output_file("--json", json)
     if plan is not None and precision is not None:
         raise MpqError("give --plan or --precision, not both")
+    limited = any(limit is not None for limit in (max_loss_increase, max_latency, max_storage))
+    if limited and (plan is not None or precision is not None):
+        raise MpqError(
+            "limits are for a search, which chooses the precisions: leave out --plan and --precision"
+        )
+    if limited and calibration is None:
+        raise MpqError("a search needs samples: give --calibration DATA")
+    goal = make_goal(minimize, max_loss_increase, max_latency, max_storage) if limited else None
     shapes = parse_input_shapes(input_shape or [])
     means, scales = parse_numbers("--mean", mean), parse_numbers("--scale", scale)
     from tvm_mpq.cli.tables import bytes_text, operators_table
-    from tvm_mpq.compiler import Preprocess, compile_model
-    from tvm_mpq.plan import PrecisionPlan
+    from tvm_mpq.compiler import compile_model
+    from tvm_mpq.dataset import Preprocess
+    from tvm_mpq.plan_weights import load_plan
     from tvm_mpq.runtime.package import baseline_path
 
     start = time.perf_counter()
+    if goal is not None:
+        assert calibration is not None
+        plan = output.with_suffix(".plan.json")
+        run_search(
+            model,
+            calibration,
+            goal,
+            plan,
+            make_options(
+                DEFAULT_CANDIDATES,
+                loss,
+                probabilities,
+                observer,
+                evaluations,
+                output_scale,
+                threads,
+                seed,
+            ),
+            selection=selection,
+            evaluation=evaluation,
+            target=target,
+            input_shapes=shapes or None,
+            preprocess=Preprocess(resize=resize, mean=means, scale=scales),
+            cache=cache.expanduser(),
+        )
+    chosen, weights = (None, None) if plan is None else load_plan(plan)
     with progress_bar() as progress:
         package = compile_model(
             model,
             target=target,
             calibration=calibration,
-            plan=None if plan is None else PrecisionPlan.load(plan),
+            plan=chosen,
+            weights=weights,
             precision=precision or "w8a8",
             observer=observer,
             samples=samples,

@@ -33,6 +33,11 @@ def progress_bar() -> Progress:
     )
 
 
+def stderr_line(text: str) -> None:
+    """Print a line about what is going on, above the progress that is shown."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def write_json(path: Path | None, value: Any) -> None:
     """Write ``value`` to ``path`` as JSON, if there is a path. Infinity and NaN are no JSON: ValueError."""
     if path is not None:

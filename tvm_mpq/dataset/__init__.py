@@ -2,5 +2,6 @@
 
 from tvm_mpq.dataset.dataset import Dataset, split
 from tvm_mpq.dataset.opening import open_dataset
+from tvm_mpq.dataset.preprocess import Preprocess
 
-__all__ = ["Dataset", "open_dataset", "split"]
+__all__ = ["Dataset", "Preprocess", "open_dataset", "split"]

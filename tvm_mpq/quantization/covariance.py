@@ -16,6 +16,8 @@ Patches = npt.NDArray[np.float32]
 
 # Neighbouring positions are alike: of a large map, half as many as there are moments a row say as much as all.
 _FEWEST = 64
+_TOGETHER = 512
+_PLENTY = (16, 4096)
 
 
 @dataclass(frozen=True)
@@ -49,25 +51,52 @@ class Sampler:
 
 
 class Covariance:
-    """Adds up the moments of one operator. Products are float32 within a batch, sums of batches float64."""
+    """Adds up the moments of one operator. Products are float32 within a few batches, sums of those float64."""
 
     def __init__(self) -> None:
         self._count = 0
         self._sums: list[Floats] = []
+        self._waiting: list[tuple[Patches, Patches | None]] = []
 
-    def update(self, seen: Patches, meant: Patches) -> None:
-        """Add patches [groups, K, positions] of the quantized network and of fp32 at the same positions."""
-        turned = seen.transpose(0, 2, 1)
-        parts = [seen.sum(axis=2), np.matmul(seen, turned), meant.sum(axis=2), np.matmul(meant, turned)]
+    @property
+    def plenty(self) -> bool:
+        """Whether more positions would say little: there are 16 for each moment of a row, and 4096."""
         if not self._sums:
-            self._sums = [np.zeros(part.shape) for part in parts]
-        for total, part in zip(self._sums, parts, strict=True):
-            total += part
+            return False
+        return self._count >= max(_PLENTY[0] * self._sums[0].shape[1], _PLENTY[1])
+
+    def update(self, seen: Patches, meant: Patches | None = None) -> None:
+        """Add patches [groups, K, positions] of the quantized network and of fp32 at the same positions.
+
+        Without ``meant``, in every call alike, the moments of fp32 are taken to be those of the quantized network.
+        """
+        self._waiting.append((seen, meant))
         self._count += seen.shape[2]
+        # A product of K x K takes little longer for K positions than for a few, and many small ones their calls.
+        if sum(each.shape[2] for each, _ in self._waiting) >= max(seen.shape[1], _TOGETHER):
+            self._add()
 
     def statistics(self) -> InputStatistics:
         """The moments so far; raises ValueError where nothing was added."""
         if self._count == 0:
             raise ValueError("no inputs were seen")
-        mean, second, reference_mean, cross = (total / self._count for total in self._sums)
+        self._add()
+        moments = [total / self._count for total in self._sums]
+        mean, second, reference_mean, cross = moments if len(moments) == 4 else moments * 2
         return InputStatistics(self._count, mean, second, reference_mean, cross)
+
+    def _add(self) -> None:
+        if not self._waiting:
+            return
+        seen = np.concatenate([each for each, _ in self._waiting], axis=2)
+        turned = seen.transpose(0, 2, 1)
+        parts = [seen.sum(axis=2), np.matmul(seen, turned)]
+        meant = [each for _, each in self._waiting if each is not None]
+        if meant:
+            joined = np.concatenate(meant, axis=2)
+            parts += [joined.sum(axis=2), np.matmul(joined, turned)]
+        if not self._sums:
+            self._sums = [np.zeros(part.shape) for part in parts]
+        for total, part in zip(self._sums, parts, strict=True):
+            total += part
+        self._waiting = []

@@ -8,8 +8,8 @@ Four choices make up the error that is minimised:
 - *Which target.* The quantized network hands the operator x where fp32 has x₀. The weights that give fp32's output
   from x best are W' = W E[x₀ xᵀ] E[x xᵀ]⁻¹ (least squares; as GPTAQ, Li et al. 2025, in closed form); covariances
   again.
-- *Which scale.* Each row tries a range of scales around that of the least squared weight error, all the way through
-  rounding, and keeps the one of least output error.
+- *Which scale.* Each row tries a range of scales around that of the least squared weight error through GPTQ, and keeps
+  the one of least output error, from which coordinate descent goes on.
 - *Which gain.* Codes of least error shrink the output, as every least-squares fit to something coarse does: the slope
   of the output on fp32's is below one. Over many layers that takes a classifier's confidence away, and with it more
   loss than the noise does. The scale is multiplied so that the slope is one: w C wᵀ / ŵ C wᵀ.
@@ -36,7 +36,7 @@ _GAINS = (0.8, 1.25)
 class SecondOrder:
     """How to round. ``damping`` is relative to the mean variance of the inputs, and grows where they were few.
 
-    ``scales`` are the multiples of the given scale that each row tries; ``passes`` of coordinate descent follow GPTQ.
+    ``scales`` are the multiples of the given scale that each row tries; ``passes`` of coordinate descent follow.
     ``correct`` takes fp32's output as the target (W') and not that of the unquantized weights on the quantized input:
     only where the operators before are final, or each would make up for the same errors. ``centred`` leaves the mean
     error to the bias. ``keep_gain`` undoes the shrinking.
@@ -75,15 +75,16 @@ def round_second_order(
     targets = np.tile(target, (1, count, 1))
     steps = np.tile(step, (1, count, 1)) * factors
     codes = gptq(targets, steps, limit, second)
-    if chosen.passes:
-        codes = descend(codes, targets, steps, limit, second, chosen.passes)
     errors = output_error(codes, targets, steps, second).reshape(groups, count, m)
     best = errors.argmin(axis=1)
     picked = np.take_along_axis(codes.reshape(groups, count, m, k), best[:, None, :, None], 1)[:, 0]
-    scale = grid.scale.astype(np.float64) * np.asarray(chosen.scales)[best].reshape(-1)
+    factor = np.asarray(chosen.scales)[best]
+    scaled = step * factor[:, :, None]
+    if chosen.passes:
+        picked = descend(picked, target, scaled, limit, second, chosen.passes)
+    scale = grid.scale.astype(np.float64) * factor.reshape(-1)
     if chosen.keep_gain:
-        made = picked * step * np.asarray(chosen.scales)[best][:, :, None]
-        scale *= _gain(target, made, second).reshape(-1)
+        scale *= _gain(target, picked * scaled, second).reshape(-1)
     return replace(grid, codes=picked.reshape(w.shape).astype(np.int8), scale=scale.astype(np.float32))
 
 

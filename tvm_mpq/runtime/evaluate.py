@@ -19,10 +19,14 @@ from tvm_mpq.runtime.session import Session
 
 @dataclass(frozen=True)
 class SampleLosses:
-    """One package's loss and, for classifiers, share of correct labels for each sample, both float64 [n]."""
+    """One package's loss and, for classifiers, share of correct labels for each sample, both float64 [n].
+
+    ``divergence`` float64 [n], where it was asked for, is how far the outputs are from fp32's.
+    """
 
     losses: npt.NDArray[np.float64]
     correct: npt.NDArray[np.float64] | None
+    divergence: npt.NDArray[np.float64] | None = None
 
     @property
     def accuracy(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,10 +22,15 @@ from tvm_mpq.runtime.evaluate import SampleLosses
 from tvm_mpq.runtime.threads import available_threads, run_with_threads
 from tvm_mpq.target import Target, host_target
 from tvm_mpq.transform.assign_grids import TensorRanges
+from tvm_mpq.transform.change_biases import Biases
 from tvm_mpq.transform.lift_constants import LiftConstants
 from tvm_mpq.transform.pipeline import Pipeline
 
 _Run = Callable[..., Any]
+Outputs = list[list[Any]]
+
+# Decoding images takes as long as running them: so many bytes of decoded samples are kept.
+_KEPT_BYTES = 1 << 29
 
 
 class PlanEvaluator:
@@ -33,7 +39,7 @@ class PlanEvaluator:
     Kernels are built for 8-bit codes of any kind, whatever bits a plan gives an operator: the integers are the same,
     and one build, whose weights are arguments, serves every plan with the same operators in float. The sums are exact,
     so these are the bytes that the plan's package computes. Outputs of the network in fp32 are the reference of losses
-    that need one.
+    that need one, and of the ``divergence`` where there is one.
     """
 
     def __init__(
@@ -44,15 +50,24 @@ class PlanEvaluator:
         loss: Loss,
         target: Target | None = None,
         threads: int | None = None,
+        divergence: Loss | None = None,
     ) -> None:
+        self._divergence = divergence
         self._mod, self._ranges, self._data, self._loss = mod, ranges, data, loss
         self._target = target or host_target()
         self._threads = threads or available_threads()
         self._inputs = io_specs(mod)[0]
         self._built: dict[int, _Run] = {}
-        self._reference: list[list[Any]] | None = None
+        self._reference: Outputs | None = None
+        self._batches: dict[int, dict[str, Any]] = {}
         self.evaluated = 0
         """How many plans were run."""
+
+    def of(self, mod: IRModule) -> PlanEvaluator:
+        """An evaluator of ``mod``, a network of the same inputs and operators, that shares samples and executables."""
+        other = copy.copy(self)
+        other._mod, other._reference = mod, None
+        return other
 
     @property
     def data(self) -> Dataset:
@@ -65,18 +80,30 @@ class PlanEvaluator:
         return len(self._built)
 
     def losses(
-        self, plan: PrecisionPlan, weights: Mapping[str, QuantizedWeights] | None = None
+        self,
+        plan: PrecisionPlan,
+        weights: Mapping[str, QuantizedWeights] | None = None,
+        biases: Biases | None = None,
     ) -> SampleLosses:
         """The loss and correctness of every sample under ``plan``, with ``weights`` in place of rounding to nearest.
 
-        Raises MpqError for a loss that does not fit the network and the data.
+        ``biases`` are added to those of the operators they name. Raises MpqError for a loss that does not fit the
+        network and the data.
         """
-        if self._loss.needs_reference and self._reference is None:
+        wanted = self._loss.needs_reference or self._divergence is not None
+        if wanted and self._reference is None:
             names = [operator.name for operator in operators(self._mod)]
-            self._reference = self._outputs(PrecisionPlan.uniform(names, FP32), None)
-        outputs = self._outputs(plan, weights)
+            self._reference = self._outputs(PrecisionPlan.uniform(names, FP32), None, None)
         self.evaluated += 1
-        losses, correct = [], []
+        return self.of_outputs(self._outputs(plan, weights, biases))
+
+    def outputs(self, plan: PrecisionPlan) -> Outputs:
+        """The network's outputs under ``plan``, rounded to nearest: for each batch of samples a list of arrays."""
+        return self._outputs(plan, None, None)
+
+    def of_outputs(self, outputs: Outputs) -> SampleLosses:
+        """The losses of outputs as :meth:`outputs` gives them."""
+        losses, correct, divergence = [], [], []
         start = 0
         for index, arrays in enumerate(outputs):
             count = len(arrays[0])
@@ -84,23 +111,25 @@ class PlanEvaluator:
             some = None if labels is None else labels[start : start + count]
             reference = None if self._reference is None else self._reference[index]
             losses.append(self._loss.per_sample(arrays, some, reference))
+            if self._divergence is not None:
+                assert reference is not None
+                divergence.append(self._divergence.per_sample(arrays[:1], None, reference[:1]))
             if self._loss.classification and some is not None:
                 correct.append(top1(arrays, some))
             start += count
-        return SampleLosses(np.concatenate(losses), np.concatenate(correct) if correct else None)
+        return SampleLosses(np.concatenate(losses), _joined(correct), _joined(divergence))
 
     def _outputs(
-        self, plan: PrecisionPlan, weights: Mapping[str, QuantizedWeights] | None
-    ) -> list[list[Any]]:
-        run, constants = self._prepared(plan, weights)
+        self, plan: PrecisionPlan, weights: Mapping[str, QuantizedWeights] | None, biases: Biases | None
+    ) -> Outputs:
+        run, constants = self._prepared(plan, weights, biases)
         batch = self._inputs[0].shape[0] if self._inputs[0].shape else 1
 
-        def all_batches() -> list[list[Any]]:
+        def all_batches() -> Outputs:
             found = []
             for start in range(0, len(self._data), batch):
                 count = min(batch, len(self._data) - start)
-                # The network's batch is fixed: the last one is filled up with the last sample again.
-                arrays = self._data.batch(np.minimum(np.arange(start, start + batch), len(self._data) - 1))
+                arrays = self._batch(start, batch)
                 result = run(*(tensor(arrays[spec.name]) for spec in self._inputs), *constants)
                 results = [result] if hasattr(result, "numpy") else list(result)
                 found.append([value.numpy()[:count] for value in results])
@@ -108,10 +137,21 @@ class PlanEvaluator:
 
         return run_with_threads(self._threads, all_batches)
 
+    def _batch(self, start: int, size: int) -> dict[str, Any]:
+        """``size`` samples from ``start`` on; the last batch is filled up with the last sample again."""
+        if start in self._batches:
+            return self._batches[start]
+        arrays = self._data.batch(np.minimum(np.arange(start, start + size), len(self._data) - 1))
+        if sum(array.nbytes for array in arrays.values()) * (len(self._batches) + 1) <= _KEPT_BYTES:
+            self._batches[start] = arrays
+        return arrays
+
     def _prepared(
-        self, plan: PrecisionPlan, weights: Mapping[str, QuantizedWeights] | None
+        self, plan: PrecisionPlan, weights: Mapping[str, QuantizedWeights] | None, biases: Biases | None
     ) -> tuple[_Run, list[Any]]:
-        pipeline = Pipeline(plan, self._ranges, self._target.instruction, weights=weights, any_codes=True)
+        pipeline = Pipeline(
+            plan, self._ranges, self._target.instruction, weights=weights, biases=biases, any_codes=True
+        )
         lift = LiftConstants()
         lowered = pipeline.lower(pipeline.annotate(self._mod), lift)
         key = tvm_ffi.structural_hash(lowered, map_free_vars=True)
@@ -119,3 +159,7 @@ class PlanEvaluator:
             executable = build(lowered, self._target).executable
             self._built[key] = relax.VirtualMachine(executable, cpu())["main"]
         return self._built[key], lift.values
+
+
+def _joined(parts: list[Any]) -> Any:
+    return np.concatenate(parts) if parts else None

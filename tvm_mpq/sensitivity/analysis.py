@@ -22,6 +22,7 @@ from tvm_mpq.precision import Precision
 from tvm_mpq.sensitivity.cache import SampleCache
 from tvm_mpq.sensitivity.collection import Collected, Feeds, collect
 from tvm_mpq.sensitivity.comparison import (
+    BiasChanges,
     Comparison,
     Places,
     Weights,
@@ -44,8 +45,9 @@ class Analysis:
     """What is analysed: a canonical network, a loss, calibrated ranges, and the candidate precisions of all operators.
 
     ``base`` is the plan whose network is run and differentiated, fp32 by default. ``weights`` are integer weights that
-    somebody chose for some candidates. ``model_sha256`` names the network in the table and in the cache. ``seed``
-    is for the labels that a loss without labels draws.
+    somebody chose for some candidates, and ``biases`` what these add to biases; the base plan has both too.
+    ``model_sha256`` names the network in the table and in the cache. ``seed`` is for the labels that a loss without
+    labels draws.
     """
 
     mod: tvm.IRModule
@@ -56,6 +58,7 @@ class Analysis:
     target: Target
     base: PrecisionPlan | None = None
     weights: Weights = field(default_factory=dict)
+    biases: BiasChanges = field(default_factory=dict)
     seed: int = 0
 
     def run(
@@ -88,6 +91,7 @@ class Analysis:
                 self.target,
                 base=self.base,
                 weights=self.weights,
+                biases=self.biases,
                 threads=threads,
             )
             batch = comparison.inputs[0].shape[0]
@@ -123,6 +127,9 @@ class Analysis:
             digest.update(f"{operator} {precision}".encode())
             digest.update(given.int8.tobytes())
             digest.update(given.scale.tobytes())
+        for (operator, precision), change in sorted(self.biases.items()):
+            digest.update(f"{operator} {precision}".encode())
+            digest.update(change.tobytes())
         return digest.hexdigest()
 
     def _differentiated(

@@ -32,6 +32,8 @@ from tvm_mpq.transform.pipeline import Pipeline
 Array = npt.NDArray[Any]
 Weights = Mapping[tuple[str, str], QuantizedWeights]
 """(operator, precision name) → integer weights that somebody chose; others are rounded to nearest."""
+BiasChanges = Mapping[tuple[str, str], npt.NDArray[Any]]
+"""(operator, precision name) → what is added to the operator's bias [O] in that precision."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,16 @@ class Comparison:
         *,
         base: PrecisionPlan | None = None,
         weights: Weights | None = None,
+        biases: BiasChanges | None = None,
         threads: int | None = None,
     ) -> None:
         """Compile for this machine, as ``target`` describes it.
 
         ``candidates`` are the precisions to try of each operator. ``base`` is the plan at which the network runs and
         gradients are taken, fp32 by default; integer operators then differentiate as their fp32 originals do, at their
-        quantized tensors. Raises MpqError for a candidate that the target does not execute, and as
-        :func:`~tvm_mpq.sensitivity.backward.add_gradients` does.
+        quantized tensors. ``weights`` and ``biases``, by operator and precision, are those of candidates and of the
+        base plan in place of rounding to nearest. Raises MpqError for a candidate that the target does not execute, and
+        as :func:`~tvm_mpq.sensitivity.backward.add_gradients` does.
         """
         names = [operator.name for operator in operators(mod)]
         plan = PrecisionPlan.uniform(names, FP32) if base is None else base
@@ -96,11 +100,14 @@ class Comparison:
         results |= {copy_name(*key): result for key, result in visit.total.items()}
         module = builder.build(results)
         added = {o.name: visit.plan.get(o.name, FP32) for o in operators(module) if o.name not in names}
+        own = {name: (name, str(precision)) for name, precision in plan.operators.items()}
+        keys = own | {copy_name(*key): key for key in visit.total}
         pipeline = Pipeline(
             PrecisionPlan({**plan.operators, **added}),
             ranges,
             target.instruction,
-            weights={copy_name(*key): value for key, value in (weights or {}).items() if key in visit.total},
+            weights={name: weights[key] for name, key in keys.items() if weights and key in weights},
+            biases={name: biases[key] for name, key in keys.items() if biases and key in biases},
             any_codes=True,
         )
         annotated = pipeline.annotate(module)

@@ -88,32 +88,42 @@ def input_statistics(
     target: Target,
     only: Iterable[str] | None = None,
     progress: Progress | None = None,
+    with_reference: bool = True,
 ) -> dict[str, InputStatistics]:
     """The input moments of the operators with weights (or of ``only`` those named) over ``dataset``.
 
     Runs the canonical ``mod`` under ``plan`` and in fp32 side by side with the kernels of ``target``, which must be
-    able to run here; a batch of both is in memory at a time. The last, incomplete batch of samples is left out, unless
-    there is no other.
+    able to run here; a batch of both is in memory at a time. Without ``with_reference`` fp32 is left out, and its
+    moments are taken to be those under ``plan``. Samples are taken in a random order, always the same one, and no more
+    of an operator's positions than it needs. The last, incomplete batch is left out, unless there is no other.
     """
     inputs, _ = io_specs(mod)
     batch = inputs[0].shape[0]
     quantized, annotated = observed(mod, plan, ranges, target)
-    reference, _ = observed(mod, PrecisionPlan.uniform(plan, FP32), ranges, target)
+    reference = None
+    if with_reference:
+        reference, _ = observed(mod, PrecisionPlan.uniform(plan, FP32), ranges, target)
     wanted = sources(annotated)
     if only is not None:
         wanted = {name: wanted[name] for name in only}
     totals = {name: Covariance() for name in wanted}
     count = max(1, len(dataset) // batch)
     task = None if progress is None else progress.add_task("Input statistics", total=count)
-    for index, arrays in enumerate(dataset.batches(batch)):
-        if index == count:
+    # Data is often sorted by class, and operators that have seen enough leave out the rest.
+    shuffled = dataset.subset(np.random.default_rng(0).permutation(len(dataset)))
+    for index, arrays in enumerate(shuffled.batches(batch)):
+        if index == count or all(total.plenty for total in totals.values()):
             break
         given = [arrays[spec.name] for spec in inputs]
-        met, meant = quantized(given), reference(given)
+        met = quantized(given)
+        meant = None if reference is None else reference(given)
         for name, source in wanted.items():
+            if totals[name].plenty:
+                continue
             sample = Sampler(source.window)
-            pair = (source.values(given, met, False), source.values(given, meant, True))
-            totals[name].update(*(sample(x, index) for x in pair))
+            seen = sample(source.values(given, met, False), index)
+            exact = None if meant is None else sample(source.values(given, meant, True), index)
+            totals[name].update(seen, exact)
         if progress is not None and task is not None:
             progress.advance(task)
     return {name: total.statistics() for name, total in totals.items()}

@@ -14,6 +14,8 @@ from tvm import IRModule, relax
 from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.operator_body import OperatorBody, read_body
 
+Biases = Mapping[str, npt.NDArray[Any]]
+
 
 @tvm.transform.module_pass(opt_level=0, name="ChangeBiases")
 class ChangeBiases:
@@ -23,7 +25,7 @@ class ChangeBiases:
     or annotated module.
     """
 
-    def __init__(self, changes: Mapping[str, npt.NDArray[Any]]) -> None:
+    def __init__(self, changes: Biases) -> None:
         self.changes = changes
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
@@ -44,12 +46,13 @@ def _changed(function: relax.Function, change: npt.NDArray[np.float32]) -> relax
     with builder.function("operator", list(function.params), attrs=dict(function.attrs), private=True):
         with builder.dataflow():
             root = builder.emit(body.root)
-            output = builder.emit_output(_activated(builder, body, relax.op.add(root, relax.const(shaped))))
+            output = builder.emit_output(activated(builder, body, relax.op.add(root, relax.const(shaped))))
         builder.emit_func_output(output)
     return builder.get()["operator"]
 
 
-def _activated(builder: relax.BlockBuilder, body: OperatorBody, value: relax.Expr) -> relax.Expr:
+def activated(builder: relax.BlockBuilder, body: OperatorBody, value: relax.Expr) -> relax.Expr:
+    """The activation of ``body`` on ``value``, emitted into the function that ``builder`` builds."""
     if (body.low, body.high) == (-math.inf, math.inf):
         return value
     source = builder.emit(value)

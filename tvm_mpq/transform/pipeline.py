@@ -16,6 +16,7 @@ from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.quantization.weights import QuantizedWeights
 from tvm_mpq.transform.annotate import AnnotatePrecision
 from tvm_mpq.transform.assign_grids import AssignGrids, TensorRanges
+from tvm_mpq.transform.change_biases import Biases, ChangeBiases
 from tvm_mpq.transform.lift_weights import LiftWeights
 from tvm_mpq.transform.lower_operators import LowerOperators
 from tvm_mpq.transform.schedule_kernels import ScheduleKernels
@@ -29,7 +30,8 @@ class Pipeline:
     """The passes for one plan, one set of ranges and one instruction set.
 
     ``dump`` is a folder that gets the module after each pass. ``observe`` makes every operator's output a result.
-    ``weights`` gives operators integer weights of their plan's precision, instead of rounding to nearest.
+    ``weights`` gives operators integer weights of their plan's precision, instead of rounding to nearest; ``biases``
+    are added to those of the operators they name.
     ``any_codes`` takes kernels for 8-bit codes of any kind, which compute the same whatever bits the codes have, and
     keeps all weights as constants of their 8-bit codes.
     ``tiles`` knows the tuned tiles; kernels that it knows none for get the default.
@@ -41,12 +43,15 @@ class Pipeline:
     dump: Path | None = None
     observe: bool = False
     weights: Mapping[str, QuantizedWeights] | None = None
+    biases: Biases | None = None
     any_codes: bool = False
     tiles: TileLookup = default_tiles
 
     def annotate(self, mod: IRModule) -> IRModule:
         """Canonical module → every operator carries its bit-width and every 8-bit tensor its grid."""
-        return self._run(mod, [AnnotatePrecision(self.plan), AssignGrids(self.ranges)], 1)
+        corrections = [ChangeBiases(self.biases)] if self.biases else []
+        passes = [*corrections, AnnotatePrecision(self.plan), AssignGrids(self.ranges)]
+        return self._run(mod, passes, 1 - len(corrections))
 
     def lower(self, mod: IRModule, *between: tvm.transform.Pass) -> IRModule:
         """Annotated module → scheduled NHWC kernels, through the passes ``between`` once there are kernels."""

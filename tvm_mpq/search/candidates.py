@@ -1,0 +1,146 @@
+"""The integer weights of every operator at every candidate precision, rounded once for the whole search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from rich.progress import Progress
+from threadpoolctl import threadpool_limits
+from tvm import IRModule
+
+from tvm_mpq.dataset import Dataset
+from tvm_mpq.frontend import operators
+from tvm_mpq.plan import PrecisionPlan
+from tvm_mpq.precision import W8A8, Precision
+from tvm_mpq.quantization.covariance import InputStatistics
+from tvm_mpq.quantization.rounding import round_to_nearest
+from tvm_mpq.quantization.second_order import SecondOrder, bias_change, round_second_order
+from tvm_mpq.quantization.weights import QuantizedWeights
+from tvm_mpq.runtime.threads import available_threads
+from tvm_mpq.sensitivity.input_statistics import input_statistics
+from tvm_mpq.target import Target
+from tvm_mpq.transform.assign_grids import TensorRanges
+from tvm_mpq.transform.operator_body import read_body
+
+Weight = npt.NDArray[np.float32]
+Key = tuple[str, str]
+
+ROUNDED_KINDS = frozenset({"conv2d", "depthwise_conv2d", "matmul"})
+"""Kinds whose weights can be rounded by the statistics of their inputs."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """``weights`` and changes of ``biases`` (float32 [O]) by operator name and precision name.
+
+    Operators that are not here have no weights to round, or are rounded to nearest.
+    """
+
+    weights: Mapping[Key, QuantizedWeights] = field(default_factory=dict)
+    biases: Mapping[Key, npt.NDArray[np.float32]] = field(default_factory=dict)
+
+    def of(
+        self, plan: PrecisionPlan
+    ) -> tuple[dict[str, QuantizedWeights], dict[str, npt.NDArray[np.float32]]]:
+        """The weights and biases of ``plan``, by operator name."""
+        keys = [(name, str(precision)) for name, precision in plan.operators.items()]
+        weights = {key[0]: self.weights[key] for key in keys if key in self.weights}
+        return weights, {key[0]: self.biases[key] for key in keys if key in self.biases}
+
+
+def operator_weights(mod: IRModule) -> dict[str, Weight]:
+    """The weights of operators of :data:`ROUNDED_KINDS`, [O, C/groups, R, S], by name."""
+    found = {}
+    for operator in operators(mod):
+        if operator.kind in ROUNDED_KINDS:
+            weight = read_body(mod[operator.global_var_name]).weight
+            assert weight is not None
+            turned = weight.T[:, :, None, None] if operator.kind == "matmul" else weight
+            found[operator.name] = np.ascontiguousarray(turned, np.float32)
+    return found
+
+
+def candidate_keys(mod: IRModule, precisions: Sequence[Precision]) -> list[Key]:
+    """Every (operator, precision) whose weights are rounded: 8-bit activations, and groups not in depthwise ones."""
+    kinds = {operator.name: operator.kind for operator in operators(mod)}
+    return [
+        (name, str(precision))
+        for name, kind in kinds.items()
+        for precision in precisions
+        if kind in ROUNDED_KINDS
+        and precision.integer_activations
+        and not (precision.group and kind == "depthwise_conv2d")
+    ]
+
+
+def round_candidates(
+    mod: IRModule,
+    ranges: TensorRanges,
+    dataset: Dataset,
+    precisions: Sequence[Precision],
+    target: Target,
+    options: SecondOrder | None = None,
+    progress: Progress | None = None,
+) -> Candidates:
+    """Round the weights of the canonical ``mod`` to all ``precisions``, by the inputs of its w8a8 network.
+
+    ``dataset`` needs no labels. Weights of 8 bits are rounded to nearest: their codes obey the sums of the fast
+    instructions (:mod:`~tvm_mpq.quantization.int16_sums`), and there is little to gain. All get the bias that keeps
+    the mean of the operator's output.
+    """
+    names = [operator.name for operator in operators(mod)]
+    keys = candidate_keys(mod, precisions)
+    kinds = {operator.name: operator.kind for operator in operators(mod)}
+    if not keys:
+        return Candidates()
+    statistics = input_statistics(
+        mod,
+        PrecisionPlan.uniform(names, W8A8),
+        ranges,
+        dataset,
+        target,
+        only=dict.fromkeys(n for n, _ in keys),
+        progress=progress,
+        with_reference=False,
+    )
+    weights = operator_weights(mod)
+    task = None if progress is None else progress.add_task("rounding weights", total=len(keys))
+
+    def candidate(key: Key) -> tuple[QuantizedWeights, npt.NDArray[np.float32]]:
+        name, text = key
+        rounded = _rounded(
+            name,
+            weights[name],
+            Precision.parse(text),
+            kinds[name],
+            statistics[name],
+            options or SecondOrder(),
+        )
+        change = bias_change(weights[name], rounded, statistics[name])
+        if progress is not None and task is not None:
+            progress.advance(task)
+        return rounded, change
+
+    # Operators side by side, each with one thread: BLAS's own threads would wait for each other.
+    with threadpool_limits(1), ThreadPoolExecutor(available_threads()) as pool:
+        found = dict(zip(keys, pool.map(candidate, keys), strict=True))
+    return Candidates({k: w for k, (w, _) in found.items()}, {k: b for k, (_, b) in found.items()})
+
+
+def _rounded(
+    name: str,
+    weight: Weight,
+    precision: Precision,
+    kind: str,
+    statistics: InputStatistics,
+    options: SecondOrder,
+) -> QuantizedWeights:
+    paired = kind != "depthwise_conv2d"
+    nearest = round_to_nearest(weight, precision.weight_bits, precision.group, name, paired)
+    if precision.weight_bits == 8:
+        return nearest
+    return round_second_order(weight, nearest, statistics, options)

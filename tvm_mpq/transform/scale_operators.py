@@ -1,0 +1,101 @@
+"""ScaleOperators: multiply the outputs of operators, inside their weights and biases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import tvm
+from tvm import IRModule, relax
+
+from tvm_mpq.errors import MpqError
+from tvm_mpq.transform import attributes as attr
+from tvm_mpq.transform.annotate import MOVING_KINDS, WEIGHTED_KINDS
+from tvm_mpq.transform.change_biases import activated
+from tvm_mpq.transform.operator_body import OperatorBody, read_body
+
+_MONOTONE_ENDS = frozenset({"softmax", "sigmoid"})
+
+
+@tvm.transform.module_pass(opt_level=0, name="ScaleOperators")
+class ScaleOperators:
+    """Rewrite ``op_i: x·W + b`` → ``op_i: x·(m_i W) + m_i b``.
+
+    ``factors`` are m > 0 of convolutions and matrix multiplications without an activation, by name. On the operator
+    that makes a classifier's logits this is dividing them by a temperature 1 / m (Guo et al. 2017), for no bytes and no
+    time.
+    """
+
+    def __init__(self, factors: Mapping[str, float]) -> None:
+        self.factors = factors
+
+    def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
+        """Apply the pass; raises MpqError for a name that no operator has, or of one that cannot be scaled."""
+        result = mod.clone()
+        functions = {attr.text(f, attr.OPERATOR): (v, f) for v, f in mod.functions_items()}
+        for name, factor in self.factors.items():
+            if name not in functions or not scalable(functions[name][1]):
+                raise MpqError(f"operator {name!r} cannot be scaled: it has no weights, or an activation")
+            if not (math.isfinite(factor) and factor > 0.0):
+                raise MpqError(f"operator {name!r} cannot be scaled by {factor}")
+            variable, function = functions[name]
+            result.update_func(variable, _scaled(function, factor))
+        return result
+
+
+def scale_operators(mod: IRModule, factors: Mapping[str, float]) -> IRModule:
+    """The module after :class:`ScaleOperators`."""
+    return tvm.transform.Sequential([ScaleOperators(factors)])(mod)
+
+
+def scalable(function: relax.Function) -> bool:
+    """Whether an operator's output is linear in its weights and bias."""
+    if attr.text(function, attr.KIND) not in WEIGHTED_KINDS:
+        return False
+    body = read_body(function)
+    return (body.low, body.high) == (-math.inf, math.inf)
+
+
+def output_operator(mod: IRModule) -> str | None:
+    """The scalable operator that makes the network's first output, through moves, a softmax or a sigmoid; or None."""
+    made = {variable: (function, call) for variable, function, call in attr.calls(mod)}
+    place = attr.results(mod)[0]
+    while place in made:
+        function, call = made[place]
+        if scalable(function):
+            return attr.text(function, attr.OPERATOR)
+        if attr.text(function, attr.KIND) not in MOVING_KINDS | _MONOTONE_ENDS:
+            return None
+        place = call.args[0]
+    return None
+
+
+def is_linear_output(mod: IRModule) -> bool:
+    """Whether the network's first output is a multiple of that of :func:`output_operator`."""
+    made = {variable: (function, call) for variable, function, call in attr.calls(mod)}
+    place = attr.results(mod)[0]
+    while place in made and attr.text(made[place][0], attr.KIND) in MOVING_KINDS:
+        place = made[place][1].args[0]
+    return place in made and scalable(made[place][0])
+
+
+def _scaled(function: relax.Function, factor: float) -> relax.Function:
+    body = read_body(function)
+    assert body.weight is not None
+    builder = relax.BlockBuilder()
+    with builder.function("operator", list(function.params), attrs=dict(function.attrs), private=True):
+        with builder.dataflow():
+            value = builder.emit(_root(body, factor))
+            if body.bias is not None:
+                bias = body.bias * body.bias.dtype.type(factor)
+                shaped = bias if body.root.op.name == "relax.matmul" else bias.reshape(1, -1, 1, 1)
+                value = builder.emit(relax.op.add(value, relax.const(shaped)))
+            output = builder.emit_output(activated(builder, body, value))
+        builder.emit_func_output(output)
+    return builder.get()["operator"]
+
+
+def _root(body: OperatorBody, factor: float) -> relax.Call:
+    assert body.weight is not None
+    weight = relax.const(body.weight * body.weight.dtype.type(factor))
+    return relax.Call(body.root.op, [body.root.args[0], weight], body.root.attrs)
