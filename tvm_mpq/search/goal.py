@@ -31,10 +31,9 @@ class Limit:
         match = _LIMIT.fullmatch(text.strip())
         units = _UNITS[metric]
         value, unit = (float(match[1]), match[2]) if match else (math.nan, "")
-        if unit in units and value > 0:
-            return cls(value * units[unit], False)
-        if unit == "x" and value > 0:
-            return cls(value, True)
+        number = value * units.get(unit, 1.0)
+        if unit in (*units, "x") and 0 < number < math.inf:
+            return cls(number, unit == "x")
         example = {LATENCY: "8ms", STORAGE: "1.5MB"}[metric]
         raise MpqError(
             f"{option} needs a multiple of fp32's such as 0.2x, or a number in "
