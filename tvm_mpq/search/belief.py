@@ -12,6 +12,7 @@ and a draw is a draw from the prior, moved the same way (Matheron's rule). Only 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,7 +39,9 @@ class Belief:
     _noise: list[float] = field(default_factory=list)
 
     def measure(self, choices: Choices, change: float, error: float) -> None:
-        """Learn that the plan ``choices`` int64 [N] changes the loss by ``change`` ± ``error``."""
+        """Learn that ``choices`` int64 [N] change the loss by ``change`` ± ``error``, unless that is infinite."""
+        if error == math.inf:
+            return
         row = np.zeros(self.mean.shape)
         row[np.arange(len(choices)), choices] = 1.0
         self._rows.append(row.reshape(-1))
