@@ -82,8 +82,11 @@ class Refinement:
         self._offset = 0.0
 
     def run(self, starts: Sequence[Choices]) -> Found:
-        """Measure ``starts``, then proposals until the budget is used up or nothing new is proposed."""
-        for start in starts:
+        """Measure ``starts``, then proposals until the budget is used up or nothing new is proposed.
+
+        One measurement at least is left for a proposal, if there are two.
+        """
+        for start in starts[: max(1, self.budget - 1)]:
             self._try(start)
         binding = self._propose(self.belief.costs(), None).binding
         region, dull, half = float(len(self.problem.allowed)), 0, self.budget // 2
@@ -131,15 +134,15 @@ class Refinement:
 
     def _excess(self, point: Measured) -> float:
         """By how much the limits are exceeded, each relative to its own span, 0 where all hold."""
-        over = [
-            max(0.0, point.totals[metric] - limit) / (self.problem.span(metric) or 1.0)
-            for metric, limit in self.limits.items()
-        ]
-        # Rounding of a sum is no excess.
-        excess = sum(value for value in over if value > 1e-9)
+        excess = sum(self._over(point, metric, limit) for metric, limit in self.limits.items())
         if math.isfinite(self.max_loss):
             excess += max(0.0, point.change + point.error - self.max_loss)
         return excess
+
+    def _over(self, point: Measured, metric: str, limit: float) -> float:
+        over = max(0.0, point.totals[metric] - limit) / (self.problem.span(metric) or 1.0)
+        # Rounding of a sum is no excess.
+        return over if over > 1e-9 else 0.0
 
     def _propose(self, loss: Floats, region: float | None) -> Solution:
         safe = np.where(self.problem.allowed, loss, 0.0)
@@ -163,6 +166,12 @@ class Refinement:
 
     def _found(self, binding: tuple[str, ...]) -> Found:
         assert self._best is not None
-        if not binding and self._excess(self._best) > 0.0:
-            binding = (LOSS,)
+        if self._excess(self._best) <= 0.0:
+            # What was believed of the loss may have ruled out all plans: some meet the limits all the same.
+            binding = ()
+        elif not binding:
+            exceeded = [
+                metric for metric, limit in self.limits.items() if self._over(self._best, metric, limit)
+            ]
+            binding = tuple(exceeded) or (LOSS,)
         return Found(self._best, tuple(self._measured.values()), binding, self.belief.costs())
