@@ -123,7 +123,7 @@ def load_plan(path: str | Path) -> tuple[PrecisionPlan, PlanWeights | None]:
         name, digest = str(reference["file"]), str(reference["sha256"])
     except (TypeError, KeyError):
         raise MpqError(f'{path}: "weights" needs "file" and "sha256"') from None
-    if Path(name).name != name:
+    if Path(name).name != name or "\0" in name:
         raise MpqError(f"{path}: the weights' file must be beside the plan, not {name!r}")
     beside = file.parent / name
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -17,7 +18,21 @@ from tvm_mpq.quantization.weights import QuantizedWeights
 Arrays = dict[str, Any]
 Biases = Mapping[str, npt.NDArray[np.float32]]
 
-UNREADABLE = (ValueError, KeyError, TypeError, IndexError, EOFError, OSError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    EOFError,
+    OSError,
+    MemoryError,
+    # An archive that claims to be encrypted, or of a later version of the format.
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+)
 """What reading a file that is damaged, or something else, raises."""
 
 _HEAD = "head"
