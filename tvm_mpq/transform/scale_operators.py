@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 
 import tvm
@@ -57,10 +58,15 @@ def scalable(function: relax.Function) -> bool:
 
 
 def output_operator(mod: IRModule) -> str | None:
-    """The scalable operator that makes the network's first output, through moves, a softmax or a sigmoid; or None."""
-    made = {variable: (function, call) for variable, function, call in attr.calls(mod)}
-    place = attr.results(mod)[0]
-    while place in made:
+    """The scalable operator that makes the network's first output, through moves, a softmax or a sigmoid; or None.
+
+    Nothing else reads its output, nor is it another of the network's outputs.
+    """
+    calls, results = attr.calls(mod), attr.results(mod)
+    made = {variable: (function, call) for variable, function, call in calls}
+    uses = Counter([*results, *(argument for _, _, call in calls for argument in call.args)])
+    place = results[0]
+    while place in made and uses[place] == 1:
         function, call = made[place]
         if scalable(function):
             return attr.text(function, attr.OPERATOR)
