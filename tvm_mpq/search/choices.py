@@ -68,9 +68,14 @@ class ChoiceSpace:
         return PrecisionPlan({n: self.precisions[c] for n, c in zip(self.names, choices, strict=True)})
 
     def choices(self, plan: PrecisionPlan) -> Choices:
-        """What ``plan`` chooses; an operator whose precision is not allowed takes 8 bits, else what it can have."""
-        wanted = [self.precisions.index(plan[name]) for name in self.names]
-        eight = self.precisions.index(W8A8) if W8A8 in self.precisions else len(self.precisions) - 1
+        """What ``plan`` chooses; an operator whose precision is not allowed takes 8 bits, else what it can have.
+
+        Without 8 bits among the candidates the first with 8-bit activations stands for them.
+        """
+        place = {precision: column for column, precision in enumerate(self.precisions)}
+        integer = [precision for precision in self.precisions if precision.integer_activations]
+        eight = place[W8A8 if W8A8 in place else next(iter(integer), FP32)]
+        wanted = [place.get(plan[name], eight) for name in self.names]
         chosen = []
         for row, column in enumerate(wanted):
             options = [column, eight, *np.flatnonzero(self.allowed[row])]
