@@ -28,7 +28,8 @@ def dense(belief: Belief, plans: list[tuple[Array, float, float]]) -> tuple[Arra
     """Mean [N·P] and covariance of the choices' changes, given the plans: one at a time, as a Kalman filter."""
     v = belief.second_order.reshape(-1)
     mean = belief.mean.reshape(-1).copy()
-    covariance = np.diag(belief.error.reshape(-1) ** 2 + v**2) + module._UNKNOWN_FACTOR**2 * np.outer(v, v)
+    own = belief.error.reshape(-1) ** 2 + (module._OWN_FACTOR * v) ** 2
+    covariance = np.diag(own) + module._UNKNOWN_FACTOR**2 * np.outer(v, v)
     for choices, change, error in plans:
         row = np.zeros(belief.mean.shape)
         row[np.arange(len(choices)), choices] = 1.0
