@@ -103,7 +103,8 @@ def compile_command(
     check_output_file("--json", json)
     if plan is not None and precision is not None:
         raise MpqError("give --plan or --precision, not both")
-    limited = any(limit is not None for limit in (max_loss_increase, max_latency, max_storage))
+    limits = (max_loss_increase, max_latency, max_storage)
+    limited = minimize != "loss" or any(limit is not None for limit in limits)
     if limited and (plan is not None or precision is not None):
         raise MpqError(
             "limits are for a search, which chooses the precisions: leave out --plan and --precision"
