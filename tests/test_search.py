@@ -155,9 +155,9 @@ def test_the_report_compares_with_what_users_would_compile(
     fp32 = compile_model(model, precision="fp32", baseline=False)
     assert rows["fp32"].evaluation.loss == float(losses_of(fp32, model, data).losses.mean())
     assert rows["fp32"].evaluation.delta == 0.0
-    assert rows["fp32"].storage == fp32.metadata.storage.weights
+    assert rows["fp32"].storage == fp32.metadata.storage.weights_fp32
     eight = compile_model(model, calibration=files / "calibration.npz", baseline=False)
-    row = rows["w8a8, rounded to nearest"]
+    row = rows["w8a8, nearest"]
     assert row.evaluation.loss == float(losses_of(eight, model, data).losses.mean())
     assert abs(row.storage - eight.metadata.storage.weights) < 100
 
@@ -167,7 +167,7 @@ def test_the_scale_of_the_output_is_chosen_by_the_loss(searched: tuple[Path, Sea
     folder, result = searched
     (factor,) = result.output_scale.values()
     assert factor == pytest.approx(TEACHER / SURE, rel=0.6)
-    scaled = next(row for row in result.rows if row.name == "fp32, output scaled")
+    scaled = next(row for row in result.rows if row.name == "fp32 scaled")
     assert scaled.evaluation.high < 0
     assert {"front 1", "squared gradients 1", "uniform w5a8"} <= {row.name for row in result.front}
     chosen = load_plan(folder / "plan.json")[1]

@@ -97,7 +97,12 @@ class PlanWeights:
 
 def weights_path(plan: Path) -> Path:
     """Where the weights of the plan file ``plan`` are: ``plan.json`` → ``plan.weights.npz``."""
-    return plan.with_suffix(".weights.npz")
+    return beside_plan(plan, ".weights.npz")
+
+
+def beside_plan(plan: Path, ending: str) -> Path:
+    """A file that belongs to the plan file ``plan``: its name without ``.json``, and ``ending``."""
+    return plan.with_name(plan.name.removesuffix(".json") + ending)
 
 
 def save_plan(path: Path, plan: PrecisionPlan, weights: PlanWeights) -> None:

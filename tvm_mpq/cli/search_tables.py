@@ -16,7 +16,7 @@ def search_table(result: SearchResult) -> Table:
     table = Table(title=f"On {samples} samples for evaluation", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("")
     for column in ("latency", "weights", "of fp32", "loss", "change", "95 % interval", "accuracy"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     fp32 = result.rows[0]
     for row in result.rows:
         table.add_row(row.name, *_cells(row, fp32), style="bold" if row is result.plan else None)

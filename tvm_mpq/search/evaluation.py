@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from tvm_mpq.build import stored_weights
+from tvm_mpq.build import constant_bytes, stored_weights
 from tvm_mpq.cpu import cpu_name
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.precision import FP32, W8A8
@@ -37,8 +37,8 @@ def report(prepared: Prepared, found: Found, limits: Mapping[str, float], unsign
     fp32 = plain.losses(float_plan)
     measured = [
         ("fp32", float_plan, fp32),
-        ("fp32, output scaled", float_plan, scaled.losses(float_plan)),
-        ("w8a8, rounded to nearest", eight, plain.of(task.mod).losses(eight)),
+        ("fp32 scaled", float_plan, scaled.losses(float_plan)),
+        ("w8a8, nearest", eight, plain.of(task.mod).losses(eight)),
         ("plan", best, prepared.measure(scaled, best)),
     ]
     selected = prepared.measure(prepared.evaluator, best)
@@ -53,7 +53,7 @@ def report(prepared: Prepared, found: Found, limits: Mapping[str, float], unsign
         rows=tuple(
             Row(name, _latency(prepared, plan), stored_bytes_of(prepared, plan), Change.of(losses, fp32))
             for name, plan, losses in measured
-            if prepared.scale is not None or name != "fp32, output scaled"
+            if prepared.scale is not None or name != "fp32 scaled"
         ),
         front=tuple(front),
         selection=Change.of(selected, prepared.fp32),
@@ -84,7 +84,9 @@ def report(prepared: Prepared, found: Found, limits: Mapping[str, float], unsign
 
 
 def stored_bytes_of(prepared: Prepared, plan: PrecisionPlan) -> int:
-    """Bytes of all weights in the package of ``plan``, exactly."""
+    """Bytes of all weights in the package of ``plan``, exactly; of fp32, what limits are relative to."""
+    if all(precision == FP32 for precision in plan.operators.values()):
+        return constant_bytes(prepared.task.mod)
     weights, biases = prepared.candidates.of(plan)
     pipeline = Pipeline(plan, prepared.ranges, prepared.target.instruction, weights=weights, biases=biases)
     return stored_weights(pipeline.lower(pipeline.annotate(prepared.mod)))

@@ -22,7 +22,7 @@ from tvm_mpq.errors import MpqError
 from tvm_mpq.files import sha256
 from tvm_mpq.frontend import import_onnx, io_specs
 from tvm_mpq.loss import get_loss
-from tvm_mpq.plan_weights import PlanWeights, save_plan
+from tvm_mpq.plan_weights import PlanWeights, beside_plan, save_plan
 from tvm_mpq.precision import W8A8
 from tvm_mpq.search.belief import Belief
 from tvm_mpq.search.change import Estimate, estimate
@@ -78,6 +78,7 @@ def search_model(
     mod = import_onnx(model, input_shapes)
     digest = sha256(Path(model).read_bytes())
     splits = _splits(mod, calibration, selection, evaluation, chosen, preprocess or Preprocess())
+    splits.check(get_loss(chosen.loss, probabilities=chosen.probabilities))
     started = time.perf_counter()
     seconds: dict[str, float] = {}
 
@@ -206,7 +207,7 @@ def _max_loss(prepared: Prepared) -> float:
 
 
 def _journal_path(task: Task) -> Path | None:
-    return None if task.output is None else task.output.with_suffix(".journal")
+    return None if task.output is None else beside_plan(task.output, ".journal")
 
 
 def _journal_key(prepared: Prepared) -> str:

@@ -11,8 +11,6 @@ from rich.progress import Progress
 from tvm import IRModule
 
 from tvm_mpq.calibration import calibrate
-from tvm_mpq.dataset import Dataset
-from tvm_mpq.errors import MpqError
 from tvm_mpq.files import sha256
 from tvm_mpq.frontend import operators
 from tvm_mpq.loss import Loss, divergence, get_loss
@@ -72,7 +70,6 @@ def prepare(task: Task, progress: Progress | None = None, clock: Say = lambda st
     """
     options, splits, target = task.options, task.splits, host_target()
     loss = get_loss(options.loss, probabilities=options.probabilities)
-    _check_labels(loss, splits.selection, splits.evaluation)
     plain = PlanEvaluator(task.mod, TensorRanges({}, {}), splits.selection, loss, target)
     names = [operator.name for operator in operators(task.mod)]
     fp32 = plain.losses(PrecisionPlan.uniform(names, FP32))
@@ -122,8 +119,3 @@ def _candidates(
     if task.cache is not None:
         save_candidates(task.cache, key, made)
     return made
-
-
-def _check_labels(loss: Loss, *sets: Dataset) -> None:
-    if loss.needs_labels and any(data.labels is None for data in sets):
-        raise MpqError(f"loss {loss.name!r} needs labels and the data has none: add them or use --loss kl")

@@ -60,8 +60,8 @@ class Refinement:
 
     ``limits`` are on latency and storage; ``max_loss`` on the change of the loss plus one standard error. ``measure``
     gives a plan's change of the loss and its standard error. ``relinearize`` gives estimates around a plan, as
-    :class:`Belief` takes them; after half of the ``budget`` of measurements the best plan becomes the point around
-    which the belief is linear. ``improved`` is told of each new best.
+    :class:`Belief` takes them; after half of the ``budget`` of measurements, or when nothing new is proposed, the best
+    plan becomes the point around which the belief is linear. ``improved`` is told of each new best.
     """
 
     problem: Problem
@@ -91,8 +91,10 @@ class Refinement:
         binding = self._propose(self.belief.costs(), None).binding
         region, dull, half = float(len(self.problem.allowed)), 0, self.budget // 2
         while len(self._measured) < self.budget and dull < _DULL:
-            if self.relinearize is not None and self._best is not None and len(self._measured) >= half:
+            late = len(self._measured) >= half or dull >= _DULL // 2
+            if self.relinearize is not None and self._best is not None and late:
                 self._recentre(self._best)
+                dull = 0
             exploit = len(self._measured) % 2 == 0 and dull == 0
             costs = self.belief.costs() if exploit else self.belief.draw(self._rng)
             proposal = self._propose(costs, region if self._best is not None else None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tvm_mpq.dataset import Dataset, split
+from tvm_mpq.errors import MpqError
+from tvm_mpq.loss import Loss
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,16 @@ class Splits:
             third,
             f"selection and evaluation are a quarter each of the calibration set, by seed {seed}",
         )
+
+    def check(self, loss: Loss) -> None:
+        """Raise MpqError for sets that ``loss`` cannot be measured on, or whose measured loss would have no error."""
+        for name, data in (("selection", self.selection), ("evaluation", self.evaluation)):
+            if loss.needs_labels and data.labels is None:
+                raise MpqError(
+                    f"loss {loss.name!r} needs labels and the data has none: add them or use --loss kl"
+                )
+            if len(data) < 2:
+                raise MpqError(f"the {name} set has one sample: at least 2 are needed to tell luck from gain")
 
     def hashes(self) -> dict[str, str]:
         """The content hash of each set."""

@@ -9,6 +9,7 @@ from tvm import IRModule
 
 from tvm_mpq.cost.table import CostTable
 from tvm_mpq.dataset import Dataset
+from tvm_mpq.errors import MpqError
 from tvm_mpq.precision import Precision
 from tvm_mpq.search.goal import Goal
 from tvm_mpq.search.splits import Splits
@@ -38,10 +39,14 @@ class SearchOptions:
     gradient_samples: int = 256
     evaluations: int = 40
     output_scale: bool = True
-    relinearize: bool = True
+    relinearize: bool = False
     front: int = 0
     threads: int = 1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.evaluations < 1:
+            raise MpqError(f"a search has to measure at least 1 plan, not {self.evaluations}")
 
 
 @dataclass(frozen=True)
