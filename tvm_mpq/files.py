@@ -32,6 +32,12 @@ def write_beside(path: Path, content: bytes) -> None:
         raise
 
 
+def user_cache(part: str) -> Path:
+    """The folder ``tvm-mpq/<part>`` in the user's cache folder (``XDG_CACHE_HOME``)."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "tvm-mpq" / part
+
+
 def sha256(content: bytes) -> str:
     """The SHA-256 of ``content`` in hexadecimal."""
     return hashlib.sha256(content).hexdigest()

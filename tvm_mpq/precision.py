@@ -94,3 +94,6 @@ class Precision:
 
 FP32 = Precision.parse("fp32")
 W8A8 = Precision.parse("w8a8")
+
+SEARCHED = tuple(map(Precision.parse, ("w8a8", "w7a8", "w6a8", "w5a8", "w4a8", "w4g32a8")))
+"""What a search chooses from unless it is told. Operators with weights stay out of float unless fp32 is named too."""

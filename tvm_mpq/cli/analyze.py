@@ -17,6 +17,7 @@ from tvm_mpq.cli.options import (
     parse_input_shapes,
     parse_numbers,
 )
+from tvm_mpq.files import user_cache
 
 
 def analyze_command(
@@ -49,8 +50,13 @@ def analyze_command(
         typer.Option("--measure", help="Also run the network with each operator at each precision: slow."),
     ] = False,
     cache: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where an interrupted run finds what it had done.")
-    ] = Path("~/.cache/tvm-mpq/sensitivity"),
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where an interrupted run finds what it had done.",
+            show_default="the user's cache",
+        ),
+    ] = None,
     input_shape: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME:1,3,224,224", help="The shape of an input; may be given for each."),
@@ -94,7 +100,7 @@ def analyze_command(
             scale=scales,
             seed=seed,
             output=output,
-            cache=cache.expanduser(),
+            cache=(cache or user_cache("sensitivity")).expanduser(),
             progress=progress,
             announce=announce,
         )

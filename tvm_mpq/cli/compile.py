@@ -19,7 +19,6 @@ from tvm_mpq.cli.options import (
     parse_numbers,
 )
 from tvm_mpq.cli.search import (
-    DEFAULT_CACHE,
     DEFAULT_CANDIDATES,
     CacheOption,
     EvaluationOption,
@@ -64,7 +63,7 @@ def compile_command(
     probabilities: ProbabilitiesOption = False,
     evaluations: EvaluationsOption = 40,
     output_scale: OutputScaleOption = True,
-    cache: CacheOption = DEFAULT_CACHE,
+    cache: CacheOption = None,
     observer: Annotated[
         str, typer.Option(help="How ranges are found: minmax, percentile, mse or entropy.")
     ] = "minmax",
@@ -144,7 +143,7 @@ def compile_command(
             target=target,
             input_shapes=shapes or None,
             preprocess=Preprocess(resize=resize, mean=means, scale=scales),
-            cache=cache.expanduser(),
+            cache=cache,
         )
     chosen, weights = (None, None) if plan is None else load_plan(plan)
     with progress_bar() as progress:

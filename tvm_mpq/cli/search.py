@@ -18,6 +18,8 @@ from tvm_mpq.cli.options import (
     parse_input_shapes,
     parse_numbers,
 )
+from tvm_mpq.files import user_cache
+from tvm_mpq.precision import SEARCHED
 
 if TYPE_CHECKING:
     from tvm_mpq.search.goal import Goal
@@ -62,10 +64,14 @@ ProbabilitiesOption = Annotated[
     bool, typer.Option("--probabilities", help="The outputs are probabilities, not logits.")
 ]
 CacheOption = Annotated[
-    Path, typer.Option(metavar="DIR", help="What an interrupted search finds again is kept there.")
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="What an interrupted search finds again is kept there.",
+        show_default="the user's cache",
+    ),
 ]
-DEFAULT_CACHE = Path("~/.cache/tvm-mpq/search")
-DEFAULT_CANDIDATES = "w8a8,w7a8,w6a8,w5a8,w4a8,w4g32a8"
+DEFAULT_CANDIDATES = ",".join(map(str, SEARCHED))
 
 
 def search(
@@ -115,7 +121,7 @@ def search(
     resize: ResizeOption = None,
     mean: MeanOption = "0",
     scale: ScaleOption = "1",
-    cache: CacheOption = DEFAULT_CACHE,
+    cache: CacheOption = None,
     seed: Annotated[int, typer.Option(help="Of splits, proposals and the bootstrap.")] = 0,
     json: JsonOption = None,
 ) -> None:
@@ -145,13 +151,20 @@ def search(
         costs=None if costs is None else CostTable.load(costs),
         input_shapes=shapes or None,
         preprocess=Preprocess(resize=resize, mean=means, scale=scales),
-        cache=cache.expanduser(),
+        cache=cache,
     )
     write_json(json, result.to_dict())
 
 
 def run_search(
-    model: Path, calibration: Path, goal: Goal, output: Path, options: SearchOptions, **others: Any
+    model: Path,
+    calibration: Path,
+    goal: Goal,
+    output: Path,
+    options: SearchOptions,
+    *,
+    cache: Path | None,
+    **others: Any,
 ) -> SearchResult:
     """Search with progress on stderr and print what was found; ``others`` are those of ``search_model``."""
     from tvm_mpq.cli.search_tables import print_search
@@ -164,6 +177,7 @@ def run_search(
             goal=goal,
             output=output,
             options=options,
+            cache=(cache or user_cache("search")).expanduser(),
             progress=progress,
             say=stderr_line,
             **others,

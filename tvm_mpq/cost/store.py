@@ -7,7 +7,6 @@ target, versions, threads) names the file, so that nothing measured elsewhere is
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from tvm.tirx import PrimFunc
 
 from tvm_mpq.cpu import cpu_name
 from tvm_mpq.errors import MpqError
-from tvm_mpq.files import sha256, write_beside
+from tvm_mpq.files import sha256, user_cache, write_beside
 from tvm_mpq.target import Target
 from tvm_mpq.versions import versions
 
@@ -35,9 +34,8 @@ def kernel_keys(lowered: IRModule) -> dict[str, str]:
 
 
 def default_cache() -> Path:
-    """The folder for measurements: ``tvm-mpq/costs`` in the user's cache folder (``XDG_CACHE_HOME``)."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "tvm-mpq" / "costs"
+    """The folder for measurements in the user's cache folder."""
+    return user_cache("costs")
 
 
 @dataclass

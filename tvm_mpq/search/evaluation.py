@@ -38,7 +38,7 @@ def report(prepared: Prepared, found: Found, limits: Mapping[str, float], unsign
     measured = [
         ("fp32", float_plan, fp32),
         ("fp32 scaled", float_plan, scaled.losses(float_plan)),
-        ("w8a8, nearest", eight, plain.of(task.mod).losses(eight)),
+        ("w8a8, nearest", eight, plain.losses(eight)),
         ("plan", best, prepared.measure(scaled, best)),
     ]
     selected = prepared.measure(prepared.evaluator, best)

@@ -60,8 +60,6 @@ class PlanEvaluator:
         self._built: dict[int, _Run] = {}
         self._reference: Outputs | None = None
         self._batches: dict[int, dict[str, Any]] = {}
-        self.evaluated = 0
-        """How many plans were run."""
 
     def of(self, mod: IRModule) -> PlanEvaluator:
         """An evaluator of ``mod``, a network of the same inputs and operators, that shares samples and executables."""
@@ -94,7 +92,6 @@ class PlanEvaluator:
         if wanted and self._reference is None:
             names = [operator.name for operator in operators(self._mod)]
             self._reference = self._outputs(PrecisionPlan.uniform(names, FP32), None, None)
-        self.evaluated += 1
         return self.of_outputs(self._outputs(plan, weights, biases))
 
     def outputs(self, plan: PrecisionPlan) -> Outputs:

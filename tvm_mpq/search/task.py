@@ -10,13 +10,10 @@ from tvm import IRModule
 from tvm_mpq.cost.table import CostTable
 from tvm_mpq.dataset import Dataset
 from tvm_mpq.errors import MpqError
-from tvm_mpq.precision import Precision
+from tvm_mpq.precision import SEARCHED, Precision
 from tvm_mpq.search.goal import Goal
 from tvm_mpq.search.splits import Splits
 from tvm_mpq.sensitivity.table import SensitivityTable
-
-DEFAULT_PRECISIONS = ("w8a8", "w7a8", "w6a8", "w5a8", "w4a8", "w4g32a8")
-"""Operators with weights stay out of float unless fp32 is named too; others choose between both in any case."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class SearchOptions:
     reported too. ``threads`` is what latency is predicted for.
     """
 
-    precisions: tuple[Precision, ...] = tuple(map(Precision.parse, DEFAULT_PRECISIONS))
+    precisions: tuple[Precision, ...] = SEARCHED
     loss: str = "cross-entropy"
     probabilities: bool = False
     observer: str = "minmax"

@@ -62,27 +62,32 @@ def output_operator(mod: IRModule) -> str | None:
 
     Nothing else reads its output, nor is it another of the network's outputs.
     """
-    calls, results = attr.calls(mod), attr.results(mod)
-    made = {variable: (function, call) for variable, function, call in calls}
-    uses = Counter([*results, *(argument for _, _, call in calls for argument in call.args)])
-    place = results[0]
-    while place in made and uses[place] == 1:
-        function, call = made[place]
-        if scalable(function):
-            return attr.text(function, attr.OPERATOR)
-        if attr.text(function, attr.KIND) not in MOVING_KINDS | _MONOTONE_ENDS:
-            return None
-        place = call.args[0]
-    return None
+    end = _output_end(mod)
+    return None if end is None else end[0]
 
 
 def is_linear_output(mod: IRModule) -> bool:
     """Whether the network's first output is a multiple of that of :func:`output_operator`."""
-    made = {variable: (function, call) for variable, function, call in attr.calls(mod)}
-    place = attr.results(mod)[0]
-    while place in made and attr.text(made[place][0], attr.KIND) in MOVING_KINDS:
-        place = made[place][1].args[0]
-    return place in made and scalable(made[place][0])
+    end = _output_end(mod)
+    return end is not None and end[1]
+
+
+def _output_end(mod: IRModule) -> tuple[str, bool] | None:
+    """The output operator's name, and whether only moves follow it."""
+    calls, results = attr.calls(mod), attr.results(mod)
+    made = {variable: (function, call) for variable, function, call in calls}
+    uses = Counter([*results, *(argument for _, _, call in calls for argument in call.args)])
+    place, linear = results[0], True
+    while place in made and uses[place] == 1:
+        function, call = made[place]
+        if scalable(function):
+            return attr.text(function, attr.OPERATOR), linear
+        kind = attr.text(function, attr.KIND)
+        if kind not in MOVING_KINDS | _MONOTONE_ENDS:
+            return None
+        linear = linear and kind in MOVING_KINDS
+        place = call.args[0]
+    return None
 
 
 def _scaled(function: relax.Function, factor: float) -> relax.Function:
