@@ -37,9 +37,9 @@ class ConvBlock(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two 3×3 convolutions around an identity; the ReLU follows the addition."""
+    """Two 3×3 convolutions around an identity, if any; the ReLU follows the addition."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, identity: bool = True) -> None:
         super().__init__()
         self.conv1 = _conv(channels, channels, 3)
         self.norm1 = nn.BatchNorm2d(channels)
@@ -47,16 +47,19 @@ class Residual(nn.Module):
         self.conv2 = _conv(channels, channels, 3)
         self.norm2 = nn.BatchNorm2d(channels)
         self.relu2 = nn.ReLU(inplace=True)
+        self.identity = identity
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu1(self.norm1(self.conv1(x)))
-        return self.relu2(x + self.norm2(self.conv2(y)))
+        y = self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(x)))))
+        return self.relu2(x + y if self.identity else y)
 
 
 class InvertedResidual(nn.Module):
     """1×1 expansion, 3×3 depthwise, linear 1×1 projection; an identity around it where shapes allow."""
 
-    def __init__(self, inputs: int, outputs: int, hidden: int, stride: int = 1) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, hidden: int, stride: int = 1, identity: bool = True
+    ) -> None:
         super().__init__()
         self.expand = _conv(inputs, hidden, 1)
         self.expand_norm = nn.BatchNorm2d(hidden)
@@ -66,7 +69,7 @@ class InvertedResidual(nn.Module):
         self.depthwise_relu6 = nn.ReLU6(inplace=True)
         self.project = _conv(hidden, outputs, 1)
         self.project_norm = nn.BatchNorm2d(outputs)
-        self.identity = stride == 1 and inputs == outputs
+        self.identity = identity and stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.expand_relu6(self.expand_norm(self.expand(x)))
@@ -76,16 +79,19 @@ class InvertedResidual(nn.Module):
 
 
 class SampleNetwork(nn.Module):
-    """Image float32 [N, 1, 28, 28] → logits float32 [N, 10]."""
+    """Image float32 [N, 1, 28, 28] → logits float32 [N, 10].
 
-    def __init__(self) -> None:
+    Without ``identities`` its layers are the same, but follow each other with no way around them.
+    """
+
+    def __init__(self, identities: bool = True) -> None:
         super().__init__()
         self.stem = ConvBlock(1, 16, 3)  # 28×28
         self.down = ConvBlock(16, 24, 3, stride=2)  # 14×14
-        self.residual1 = Residual(24)
+        self.residual1 = Residual(24, identities)
         self.inverted1 = InvertedResidual(24, 64, 72, stride=2)  # 7×7
-        self.inverted2 = InvertedResidual(64, 64, 128)
-        self.residual2 = Residual(64)
+        self.inverted2 = InvertedResidual(64, 64, 128, identity=identities)
+        self.residual2 = Residual(64, identities)
         self.head = ConvBlock(64, 128, 1)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()

@@ -62,9 +62,8 @@ def augment(images: Tensor, background: float) -> Tensor:
     return padded[sample, 0, rows[:, :, None], columns[:, None, :]][:, None]
 
 
-def train_network(images: Images, held_out: Images, epochs: int) -> SampleNetwork:
+def train_network(network: SampleNetwork, images: Images, held_out: Images, epochs: int) -> None:
     """Stochastic gradient descent with momentum on a one-cycle schedule (Smith, arXiv 1803.09820)."""
-    network = SampleNetwork().to(memory_format=torch.channels_last)
     weights = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim == 1]
     groups = [{"params": weights, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
@@ -91,7 +90,6 @@ def train_network(images: Images, held_out: Images, epochs: int) -> SampleNetwor
             f"accuracy {accuracy:.4f}, {time.perf_counter() - started:.0f} s",
             flush=True,
         )
-    return network
 
 
 def evaluate(network: nn.Module, images: Images) -> tuple[float, float]:
@@ -117,14 +115,15 @@ def sample_arrays(test: Images, calibration: Images) -> bytes:
     return stream.getvalue()
 
 
-def make_sample(data: Path, output: Path, seed: int, epochs: int) -> None:
+def make_sample(data: Path, output: Path, seed: int, epochs: int, identities: bool) -> None:
     """Train, test once, and write both files."""
     train, test = fashion_mnist.load(data)
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     train, held_out, calibration = split(train, test, np.random.default_rng(seed))
     started = time.perf_counter()
-    network = train_network(train, held_out, epochs)
+    network = SampleNetwork(identities).to(memory_format=torch.channels_last)
+    train_network(network, train, held_out, epochs)
     seconds = time.perf_counter() - started
     loss, accuracy = evaluate(network, test)
     parameters = parameter_count(network)
@@ -152,9 +151,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=PACKAGE, help="folder to write to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument(
+        "--no-identities", action="store_true", help="leave the ways around the layers out (docs/findings.md)"
+    )
     options = parser.parse_args(arguments)
     try:
-        make_sample(options.data, options.output, options.seed, options.epochs)
+        make_sample(options.data, options.output, options.seed, options.epochs, not options.no_identities)
     except MpqError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
