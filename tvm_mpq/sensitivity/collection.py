@@ -76,14 +76,15 @@ def collect(
 ) -> None:
     """Append to ``done`` the samples that it lacks; raises MpqError where a loss or gradient is NaN or infinite.
 
-    ``announce`` gets the seconds that remain, once the first batch shows them.
+    ``announce`` gets the seconds that remain, once a second of batches shows them; the first is not one of these, as
+    it takes several times as long as the others.
     """
     done.places = comparison.places
     first, count = done.samples, len(feeds.data)
     shapes = {spec.name: spec.shape for spec in comparison.inputs}
     task = None if progress is None else progress.add_task("analysing", total=count, completed=first)
+    warm = None
     for start in range(first, count, feeds.size):
-        began = time.perf_counter()
         batch = feeds.batch(start)
         if "labels" in shapes and "labels" in batch:
             batch["labels"] = batch["labels"].reshape(shapes["labels"])
@@ -101,5 +102,9 @@ def collect(
             store.keep(done.losses, done.values, comparison.places.to_json(), start + keep == count)
         if progress is not None and task is not None:
             progress.advance(task, keep)
-        if announce is not None and start == first:
-            announce((time.perf_counter() - began) * -(-(count - start - keep) // feeds.size))
+        now = time.perf_counter()
+        if warm is None:
+            warm = now
+        elif announce is not None and now - warm > 1:
+            announce((now - warm) / (start - first) * (count - start - keep))
+            announce = None
