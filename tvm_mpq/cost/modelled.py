@@ -38,7 +38,8 @@ def model_costs(
     """The cost table of ``mod`` if every kernel reached its roof on ``target``; nothing is run.
 
     The roofs come from the target's ``[roofline]`` or ``[gpu]``. A real kernel takes longer, by factors that differ:
-    the table says that it is modelled. Raises MpqError for a target without a roofline and for precisions it does not support.
+    the table says that it is modelled. Raises MpqError for a target without a roofline and for precisions it does not
+    support.
     """
     if target.roofline is None and target.gpu is None:
         raise MpqError(

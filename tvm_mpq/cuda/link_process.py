@@ -31,6 +31,8 @@ def main(folder: Path) -> None:
         compiled.append(fatbin(source, job["architectures"], job["nvcc"]))
         return compiled[-1]
 
+    # TVM would hand an error of its callback on as a RuntimeError.
+    tvm_ffi.register_error("MpqError", MpqError)
     tvm_ffi.register_global_func("tvm_callback_cuda_compile", compile_source, override=True)
     register()
     with tvm.transform.PassContext(opt_level=3, config=BUILD_CONFIG):

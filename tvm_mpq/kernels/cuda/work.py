@@ -1,26 +1,15 @@
-"""What a kernel on a GPU multiplies, padding included, and on which units."""
+"""What a kernel on a GPU multiplies, padding included."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from tvm_mpq.kernels.convolution import packed_weight_shape
 from tvm_mpq.kernels.cuda.dot_depthwise import TAPS
-from tvm_mpq.kernels.cuda.kernel import Unit, cuda_tile, cuda_unit
+from tvm_mpq.kernels.cuda.kernel import cuda_tile, cuda_unit
 
 if TYPE_CHECKING:
     from tvm_mpq.kernels.spec import KernelSpec
-    from tvm_mpq.runtime.metadata import KernelCall
-
-_UNITS: dict[str, Unit] = {
-    "imma": "tensor core",
-    "hmma": "tensor core",
-    "dp4a": "dp4a",
-    "imad": "plain",
-    "ffma": "plain",
-}
-"""By the steps of ``tvm_mpq.gpu``."""
 
 
 def cuda_work(spec: KernelSpec) -> tuple[str, float]:
@@ -38,12 +27,3 @@ def cuda_work(spec: KernelSpec) -> tuple[str, float]:
     columns = -(-blocks // wide) * wide * spec.row.lanes
     step = {"tensor core": spec.row.name, "dp4a": "dp4a", "plain": "ffma"}[unit]
     return step, float(rows * columns * steps * spec.row.group * shape.groups)
-
-
-def macs_by_unit(calls: Iterable[KernelCall]) -> dict[Unit, int]:
-    """Multiply-accumulates of the operators (padding not counted) by what does them; calls of a package for a GPU."""
-    counts: dict[Unit, int] = {"tensor core": 0, "dp4a": 0, "plain": 0}
-    for call in calls:
-        if call.step:
-            counts[_UNITS[call.step]] += call.macs
-    return counts
