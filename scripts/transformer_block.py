@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -30,7 +31,7 @@ class _Block:
         self.initializers.append(numpy_helper.from_array(value, name))
         return name
 
-    def node(self, op: str, name: str, inputs: list[str], **attributes: object) -> str:
+    def node(self, op: str, name: str, inputs: list[str], **attributes: Any) -> str:
         self.nodes.append(helper.make_node(op, inputs, [f"{name}.out"], name=name, **attributes))
         return f"{name}.out"
 
@@ -53,11 +54,11 @@ class _Block:
 
     def gelu(self, name: str, x: str) -> str:
         scaled = self.node(
-            "Div", f"{name}.div", [x, self.constant(f"{name}.root", np.float32([math.sqrt(2)]))]
+            "Div", f"{name}.div", [x, self.constant(f"{name}.root", np.array([math.sqrt(2)], np.float32))]
         )
-        one = self.constant(f"{name}.one", np.float32([1]))
+        one = self.constant(f"{name}.one", np.array([1], np.float32))
         gate = self.node("Add", f"{name}.gate", [self.node("Erf", f"{name}.erf", [scaled]), one])
-        half = self.constant(f"{name}.half", np.float32([0.5]))
+        half = self.constant(f"{name}.half", np.array([0.5], np.float32))
         return self.node("Mul", f"{name}.half_of", [self.node("Mul", f"{name}.mul", [x, gate]), half])
 
 
@@ -68,7 +69,7 @@ def transformer_block(seed: int = 0) -> onnx.ModelProto:
         b.heads(name, b.linear(name, "x", WIDTH, WIDTH), order)
         for name, order in (("query", [0, 2, 1, 3]), ("key", [0, 2, 3, 1]), ("value", [0, 2, 1, 3]))
     )
-    scale = b.constant("scale", np.float32([1 / math.sqrt(WIDTH // HEADS)]))
+    scale = b.constant("scale", np.array([1 / math.sqrt(WIDTH // HEADS)], np.float32))
     scores = b.node("Mul", "scaled", [b.node("MatMul", "scores", [q, k]), scale])
     mixed = b.node("MatMul", "mixed", [b.node("Softmax", "softmax", [scores], axis=-1), v])
     turned = b.node("Transpose", "turned", [mixed], perm=[0, 2, 1, 3])
