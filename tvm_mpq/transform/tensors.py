@@ -65,12 +65,16 @@ class Emitter:
     is ``reader`` at the time ("" for the network's output).
 
     ``tiles`` knows the tuned tiles, which choose between algorithms and so between layouts of the weights. ``opaque``
-    are the TIR functions that operators' bodies call, by their names in the module that is lowered.
+    are the TIR functions that operators' bodies call, by their names in the module that is lowered. ``gpu``: kernels
+    that are written out as programs are those for a GPU.
     """
 
-    def __init__(self, builder: relax.BlockBuilder, tiles: TileLookup = default_tiles) -> None:
+    def __init__(
+        self, builder: relax.BlockBuilder, tiles: TileLookup = default_tiles, gpu: bool = False
+    ) -> None:
         self.builder = builder
         self.tiles = tiles
+        self.gpu = gpu
         self.reader = ""
         self.owners: dict[str, tuple[str, str, str]] = {}
         self.opaque: dict[GlobalVar, GlobalVar] = {}
@@ -105,7 +109,8 @@ class Emitter:
         """
         dtype = "uint8" if form == "nibbles" else "int8"
         name = f"expand_{form}"
-        weights = self.kernel(expand(form), name, [stream, expansion.array()], extents, dtype, result)
+        kernel = expand(form, extents if self.gpu else None)
+        weights = self.kernel(kernel, name, [stream, expansion.array()], extents, dtype, result)
         return self.builder.emit(relax.op.reshape(weights, shape), result)
 
     def read(self, tensor: Tensor, dtype: str, layout: Layout) -> relax.Var:
