@@ -1,0 +1,72 @@
+"""What a module of device functions says of its kernels: launch arguments and the sizes of buffers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import IRModule, tirx
+
+_TAGS = {
+    "blockIdx.x": "x",
+    "blockIdx.y": "y",
+    "blockIdx.z": "z",
+    "threadIdx.x": "X",
+    "threadIdx.y": "Y",
+    "threadIdx.z": "Z",
+    "tirx.use_dyn_shared_memory": "s",
+}
+
+
+@dataclass(frozen=True)
+class KernelInfo:
+    """A kernel: the bytes of the buffer behind each parameter (0: a number), and its launch arguments in order.
+
+    ``tags`` has a letter for each: x, y, z of the grid, X, Y, Z of the block, s the bytes of dynamic shared memory.
+    """
+
+    name: str
+    buffer_bytes: tuple[int, ...]
+    tags: str
+
+
+def kernel_infos(device_module: IRModule) -> list[KernelInfo]:
+    """The kernels of a module as CUDA's code generator gets it.
+
+    Raises NotImplementedError for a buffer whose size is not constant, and for a launch argument that is none of the above.
+    """
+    return [
+        _info(name.name_hint, function)
+        for name, function in device_module.functions_items()
+        if "tirx.kernel_launch_params" in function.attrs
+    ]
+
+
+def _info(name: str, function: tirx.PrimFunc) -> KernelInfo:
+    sizes: dict[tirx.Var, int] = {}
+
+    def visit(node: object) -> None:
+        buffer = getattr(node, "buffer", None)
+        if isinstance(node, tirx.DeclBuffer | tirx.BufferLoad | tirx.BufferStore) and buffer is not None:
+            extents = [getattr(extent, "value", None) for extent in buffer.shape]
+            if None in extents:
+                if buffer.data in set(function.params):
+                    raise NotImplementedError(f"{name}: the size of {buffer.name} is not constant")
+                return
+            size = math.prod(extents) * _bits(str(buffer.dtype)) // 8
+            sizes[buffer.data] = max(sizes.get(buffer.data, 0), size)
+
+    tirx.stmt_functor.post_order_visit(function.body, visit)
+    tags = [str(tag) for tag in function.attrs["tirx.kernel_launch_params"]]
+    unknown = [tag for tag in tags if tag not in _TAGS]
+    if unknown:
+        raise NotImplementedError(f"{name}: launch arguments {', '.join(unknown)}")
+    buffers = tuple(sizes.get(parameter, 0) for parameter in function.params)
+    return KernelInfo(name, buffers, "".join(_TAGS[tag] for tag in tags))
+
+
+def _bits(dtype: str) -> int:
+    base, _, lanes = dtype.partition("x")
+    known = {"int4": 4, "uint4": 4, "bool": 8, "bfloat16": 16}
+    return (known[base] if base in known else 8 * np.dtype(base).itemsize) * int(lanes or 1)
