@@ -130,8 +130,7 @@ void global_access(Region& region, uintptr_t address, size_t bytes, bool write, 
 namespace emulated {
 
 uint64_t begin_memory(const Any* values, const uint64_t* bytes, int count) {
-  static uint32_t last;
-  interval = last = last + 1;
+  ++interval;
   dynamic_begin = reinterpret_cast<uintptr_t>(buf_dyn_shmem);
   if (!touched) {
     shared_begin = dynamic_begin;

@@ -2,6 +2,8 @@
 #pragma once
 #include "cuda_builtins.h"
 
+struct __half;
+
 namespace nvcuda {
 namespace wmma {
 
@@ -23,16 +25,19 @@ template <class T>
 struct Element {
   using Storage = T;
   static constexpr int bits = 8 * sizeof(T);
+  static constexpr bool half = std::is_same<T, ::__half>::value;
 };
 template <>
 struct Element<experimental::precision::s4> {
   using Storage = int;
   static constexpr int bits = 4;
+  static constexpr bool half = false;
 };
 template <>
 struct Element<experimental::precision::u4> {
   using Storage = unsigned;
   static constexpr int bits = 4;
+  static constexpr bool half = false;
 };
 template <class Use, int m, int n, int k>
 struct Extents;
@@ -55,6 +60,7 @@ struct fragment {
   using Extents = detail::Extents<Use, m, n, k>;
   using Element = detail::Element<T>;
   using Storage = typename Element::Storage;
+  static constexpr bool is_accumulator = std::is_same<Use, accumulator>::value;
   static constexpr bool columns_first = std::is_same<Layout, col_major>::value;
   static constexpr int bytes = Extents::rows * Extents::columns * Element::bits / 8 / 32;  // a lane's
   static constexpr int num_elements = bytes / sizeof(Storage);
@@ -67,11 +73,16 @@ namespace detail {
 inline int piece(int lane) { return lane ^ int(emulated::options.lanes); }
 inline int own_piece() { return piece(emulated::linear_thread % 32); }
 
-template <int bits>
+// PTX ISA, "Matrix storage for WMMA": every row (or column) begins at a multiple of the size of a lane's fragment. Those
+// of half operands hold each element twice.
+template <class F>
 inline void check_address(const void* pointer, unsigned stride, const char* what, const void* where) {
-  if (reinterpret_cast<uintptr_t>(pointer) % 32)
-    emulated::fail("misaligned", where, "%s at an address that is no multiple of 32 bytes", what);
-  if (stride * bits % 128) emulated::fail("misaligned", where, "%s with a stride of %u elements, no multiple of 16 bytes", what, stride);
+  constexpr bool doubled = F::Element::half && !F::is_accumulator;
+  constexpr unsigned unit = F::bytes << doubled, bits = F::Element::bits;
+  if (reinterpret_cast<uintptr_t>(pointer) % unit)
+    emulated::fail("misaligned", where, "%s at an address that is no multiple of %u bytes", what, unit);
+  if (stride * bits % (8 * unit))
+    emulated::fail("misaligned", where, "%s with a stride of %u elements, no multiple of %u bytes", what, stride, unit);
 }
 
 // The bytes of one lane lie in runs of at most a row (or column) of the matrix.
@@ -92,7 +103,7 @@ template <bool write, class F>
 __attribute__((no_sanitize("thread"))) inline void move(F& f, const void* memory, unsigned stride, bool columns_first, const void* where) {
   using E = typename F::Extents;
   constexpr int bits = F::Element::bits;
-  check_address<bits>(memory, stride, write ? "a matrix is stored" : "a matrix is loaded", where);
+  check_address<F>(memory, stride, write ? "a matrix is stored" : "a matrix is loaded", where);
   char* bytes = static_cast<char*>(const_cast<void*>(memory));
   size_t stride_bytes = size_t(stride) * bits / 8;
   if (columns_first == F::columns_first) {
