@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ class KernelFault(MpqError):
     "launch", "signal" or "unsupported".
     """
 
-    def __init__(self, kernel: str, kind: str, message: str) -> None:
-        super().__init__(f"{kernel}: {kind}: {message}")
-        self.kernel, self.kind = kernel, kind
+    def __init__(self, message: str) -> None:
+        """``message`` is the kernel, the kind and what happened, with colons between."""
+        super().__init__(message)
+        self.kernel, self.kind, *_ = [*message.split(": "), "", ""]
 
 
 class Check(enum.IntEnum):
@@ -38,6 +39,9 @@ class Check(enum.IntEnum):
     NEVER = 0
     FIRST = 1
     ALWAYS = 2
+
+
+_TELL = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 
 
 class _Any(ctypes.Structure):
@@ -90,6 +94,11 @@ class Emulator:
         """From now on check these launches."""
         self._library.cuda_check_mode(int(which))
 
+    def on_fault(self, tell: Callable[[KernelFault], None]) -> None:
+        """Tell of what goes wrong where TVM's code launches the kernels."""
+        self._teller = _TELL(lambda name: tell(self.fault(name.decode())))
+        self._library.cuda_check_on_fault(self._teller)
+
     def calls(self) -> dict[str, tuple[int, int]]:
         """How often each kernel was launched, and how many of these launches were checked."""
         return {name: (k.calls, k.checked) for name, k in ((n, self._kernel(n)) for n in self.kernels)}
@@ -128,7 +137,7 @@ class Emulator:
         failure = self._library.cuda_check_failure().contents
         message = failure.message.decode()
         line = self._line(failure.where)
-        return KernelFault(kernel, failure.kind.decode(), f"{message}{line}")
+        return KernelFault(f"{kernel}: {failure.kind.decode()}: {message}{line}")
 
     def _kernel(self, name: str) -> _Kernel:
         kernel = self._library.cuda_check_kernel(self.kernels[name]).contents

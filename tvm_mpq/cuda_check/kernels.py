@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import tvm_ffi
 from tvm import IRModule, tirx
 
 _TAGS = {
@@ -44,26 +45,23 @@ def kernel_infos(device_module: IRModule) -> list[KernelInfo]:
 
 
 def _info(name: str, function: tirx.PrimFunc) -> KernelInfo:
-    sizes: dict[tirx.Var, int] = {}
+    sizes: dict[tirx.Var, int] = dict.fromkeys(function.params, 0)
 
-    def visit(node: object) -> None:
-        buffer = getattr(node, "buffer", None)
-        if isinstance(node, tirx.DeclBuffer | tirx.BufferLoad | tirx.BufferStore) and buffer is not None:
-            extents = [getattr(extent, "value", None) for extent in buffer.shape]
-            if None in extents:
-                if buffer.data in set(function.params):
-                    raise NotImplementedError(f"{name}: the size of {buffer.name} is not constant")
-                return
-            size = math.prod(extents) * _bits(str(buffer.dtype)) // 8
-            sizes[buffer.data] = max(sizes.get(buffer.data, 0), size)
+    def visit(declared: tirx.DeclBuffer) -> None:
+        buffer = declared.buffer
+        if declared.data not in sizes:
+            return
+        extents = [getattr(extent, "value", None) for extent in buffer.shape]
+        if None in extents:
+            raise NotImplementedError(f"{name}: the size of {buffer.name} is not constant")
+        sizes[declared.data] = max(sizes[declared.data], math.prod(extents) * _bits(str(buffer.dtype)) // 8)
 
-    tirx.stmt_functor.post_order_visit(function.body, visit)
+    tvm_ffi.structural_walk(function.body, (tirx.DeclBuffer, visit))
     tags = [str(tag) for tag in function.attrs["tirx.kernel_launch_params"]]
     unknown = [tag for tag in tags if tag not in _TAGS]
     if unknown:
         raise NotImplementedError(f"{name}: launch arguments {', '.join(unknown)}")
-    buffers = tuple(sizes.get(parameter, 0) for parameter in function.params)
-    return KernelInfo(name, buffers, "".join(_TAGS[tag] for tag in tags))
+    return KernelInfo(name, tuple(sizes.values()), "".join(_TAGS[tag] for tag in tags))
 
 
 def _bits(dtype: str) -> int:
