@@ -7,16 +7,18 @@ kernels support there, and the CPU features that a machine needs to run the pack
 from __future__ import annotations
 
 import difflib
-import math
+import platform
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvm_mpq import toml_fields
 from tvm_mpq.cpu import X86_64_V2, X86_64_V3, X86_64_V4, cpu_features
 from tvm_mpq.errors import MpqError
+from tvm_mpq.gpu import NVIDIA_GPU, Gpu, driver_device, gpu_features, host_gpu, parse_gpu
 from tvm_mpq.precision import Precision
 
 if TYPE_CHECKING:
@@ -33,12 +35,13 @@ _ARCHITECTURES = {
     **dict.fromkeys(("avx512bf16", "avx512vnni", "avxvnni", "avx512", "avx2", "generic"), "x86_64"),
     **dict.fromkeys(("i8mm", "dotprod", "neon"), "aarch64"),
     "neon32": "arm",
-    "portable": "",
+    **dict.fromkeys(("portable", "cuda"), ""),
 }
 INSTRUCTIONS = tuple(_ARCHITECTURES)
 
 _ABI = ("mabi", "mfloat-abi")
 
+HOST_CUDA = "host-cuda"
 ANY_GROUP = "g*"
 """In a target's list of precisions: groups of any size."""
 KERNEL_PRECISIONS = (
@@ -85,7 +88,8 @@ class Target:
     ``instruction`` is one of :data:`INSTRUCTIONS`; ``features`` are CPU flags as /proc/cpuinfo spells them;
     ``precisions`` are names that :class:`tvm_mpq.precision.Precision` parses, or with ``g*`` for groups of any
     size; ``cores`` is the number of processors where it is known; ``roofline`` is None where costs can only be
-    measured; ``abi`` is TVM's ``mabi`` or ``mfloat-abi``, where the triple leaves it open.
+    measured; ``abi`` is TVM's ``mabi`` or ``mfloat-abi``, where the triple leaves it open. With a ``gpu`` the kernels
+    run there, and ``mcpu`` and what goes with it are of the processor that starts them.
     """
 
     name: str
@@ -101,6 +105,7 @@ class Target:
     roofline: Roofline | None = None
     device: Device | None = None
     abi: tuple[tuple[str, str], ...] = ()
+    gpu: Gpu | None = None
 
     @property
     def architecture(self) -> str:
@@ -109,19 +114,21 @@ class Target:
 
     def tvm_dict(self) -> dict[str, Any]:
         """The fields of the TVM target, as ``tvm.target.Target`` takes them."""
-        fields: dict[str, Any] = {"kind": self.kind, "mtriple": self.mtriple, "mcpu": self.mcpu}
+        fields: dict[str, Any] = {"kind": "llvm", "mtriple": self.mtriple, "mcpu": self.mcpu}
         if self.mattr:
             fields["mattr"] = list(self.mattr)
         fields |= dict(self.abi)
         if self.cores is not None:
             fields["num-cores"] = self.cores
+        if self.gpu is not None:
+            return {"kind": self.kind, "arch": self.gpu.architectures[0], "host": fields}
         return fields
 
     def tvm_target(self) -> tvm.target.Target:
         """The TVM target that code for this machine is built with."""
         import tvm  # takes a second: only who compiles pays it
 
-        any_processor = tvm.target.Target({"kind": self.kind, "mtriple": self.mtriple})
+        any_processor = tvm.target.Target({"kind": "llvm", "mtriple": self.mtriple})
         known = {str(name) for name in tvm.target.codegen.llvm_get_cpu_archlist(any_processor)}
         if known and self.mcpu not in known:
             near = difflib.get_close_matches(self.mcpu, sorted(known), 3, 0.4)
@@ -151,9 +158,14 @@ def architecture(triple: str) -> str:
     return "arm" if first.startswith("arm") and first != "arm64" else first.replace("arm64", "aarch64")
 
 
+def machine_features() -> frozenset[str]:
+    """What this machine's processor can do, and whether it has a GPU."""
+    return cpu_features() | gpu_features()
+
+
 def missing_features(target: Target) -> list[str]:
-    """The CPU features ``target`` needs that this machine lacks, in the target's order."""
-    here = cpu_features()
+    """The features ``target`` needs that this machine lacks, in the target's order."""
+    here = machine_features()
     return [feature for feature in target.features if feature not in here]
 
 
@@ -195,10 +207,28 @@ def host_target(flags: frozenset[str] | None = None) -> Target:
     )
 
 
+def host_cuda_target() -> Target:
+    """The target of this machine's GPU; raises MpqError where the driver knows none."""
+    gpu, name = host_gpu()
+    machine = platform.machine()
+    return Target(
+        name=HOST_CUDA,
+        description=f"This machine's GPU: {name}",
+        instruction="cuda",
+        precisions=KERNEL_PRECISIONS,
+        features=(NVIDIA_GPU,),
+        mcpu="x86-64" if machine == "x86_64" else "generic",
+        mtriple=f"{machine}-linux-gnu",
+        kind="cuda",
+        gpu=gpu,
+    )
+
+
 def target_names() -> list[str]:
-    """The names that :func:`load_target` knows: ``host`` first."""
+    """The names that :func:`load_target` knows: ``host`` first, and ``host-cuda`` where there is a GPU."""
     files = sorted(entry.name for entry in _FOLDER.iterdir() if entry.name.endswith(".toml"))
-    return ["host", *(name.removesuffix(".toml") for name in files)]
+    gpu = [HOST_CUDA] if driver_device() is not None else []
+    return ["host", *gpu, *(name.removesuffix(".toml") for name in files)]
 
 
 def load_target(name: str) -> Target:
@@ -208,6 +238,8 @@ def load_target(name: str) -> Target:
     """
     if name == "host":
         return host_target()
+    if name == HOST_CUDA:
+        return host_cuda_target()
     if name.endswith(".toml"):
         try:
             text = Path(name).read_text(encoding="utf-8")
@@ -229,7 +261,7 @@ def parse_target(text: str, source: str) -> Target:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise MpqError(f"{source} is not valid TOML: {error}") from None
-    _only(
+    toml_fields.only(
         raw,
         {f.name for f in fields(Target)} - {"mcpu", "mtriple", "mattr", "kind", "abi"} | {"tvm"},
         source,
@@ -237,80 +269,60 @@ def parse_target(text: str, source: str) -> Target:
     tvm_raw = raw.get("tvm")
     if not isinstance(tvm_raw, dict):
         raise MpqError(f"{source}: the table [tvm] is missing")
-    _only(tvm_raw, {"kind", "mcpu", "mtriple", "mattr", *_ABI}, f"{source}: [tvm]")
-    instruction = _text(raw, "instruction", source)
+    toml_fields.only(tvm_raw, {"kind", "mcpu", "mtriple", "mattr", *_ABI}, f"{source}: [tvm]")
+    instruction = toml_fields.text(raw, "instruction", source)
     if instruction not in INSTRUCTIONS:
         raise MpqError(f"{source}: unknown instruction {instruction!r}; known are {', '.join(INSTRUCTIONS)}")
-    triple = _text(tvm_raw, "mtriple", f"{source}: [tvm]")
+    triple = toml_fields.text(tvm_raw, "mtriple", f"{source}: [tvm]")
     if _ARCHITECTURES[instruction] not in ("", architecture(triple)):
         wanted = _ARCHITECTURES[instruction]
         raise MpqError(
             f"{source}: instruction {instruction!r} is of {wanted}, but [tvm] mtriple is {triple!r}"
         )
-    precisions = _texts(raw, "precisions", source)
+    precisions = toml_fields.texts(raw, "precisions", source)
     for precision in precisions:
         try:
             Precision.parse(precision.replace(ANY_GROUP, "g1"))
         except MpqError as error:
             raise MpqError(f"{source}: {error}") from None
-    kind = _text(tvm_raw, "kind", f"{source}: [tvm]")
-    if kind != "llvm":
-        raise MpqError(f"{source}: [tvm] kind {kind!r} is not supported; use 'llvm'")
+    kind = toml_fields.text(tvm_raw, "kind", f"{source}: [tvm]")
+    wanted = "cuda" if instruction == "cuda" else "llvm"
+    if kind != wanted:
+        raise MpqError(f"{source}: [tvm] kind {kind!r} is not supported with {instruction!r}; use {wanted!r}")
+    if ("gpu" in raw) != (kind == "cuda"):
+        raise MpqError(f"{source}: a target of kind 'cuda', and no other, has a table [gpu]")
     cores = raw.get("cores")
     if cores is not None and (type(cores) is not int or cores < 1):
         raise MpqError(f"{source}: 'cores' must be a whole number of at least 1, not {cores!r}")
     return Target(
-        name=_text(raw, "name", source),
-        description=_text(raw, "description", source),
+        name=toml_fields.text(raw, "name", source),
+        description=toml_fields.text(raw, "description", source),
         instruction=instruction,
         precisions=precisions,
-        features=_texts(raw, "features", source),
-        mcpu=_text(tvm_raw, "mcpu", f"{source}: [tvm]"),
+        features=toml_fields.texts(raw, "features", source),
+        mcpu=toml_fields.text(tvm_raw, "mcpu", f"{source}: [tvm]"),
         mtriple=triple,
-        mattr=_texts(tvm_raw, "mattr", f"{source}: [tvm]"),
+        mattr=toml_fields.texts(tvm_raw, "mattr", f"{source}: [tvm]"),
         kind=kind,
         cores=cores,
         roofline=_roofline(raw["roofline"], f"{source}: [roofline]") if "roofline" in raw else None,
         device=_device(raw["device"], f"{source}: [device]") if "device" in raw else None,
-        abi=tuple((name, _text(tvm_raw, name, f"{source}: [tvm]")) for name in _ABI if name in tvm_raw),
+        abi=tuple(
+            (name, toml_fields.text(tvm_raw, name, f"{source}: [tvm]")) for name in _ABI if name in tvm_raw
+        ),
+        gpu=parse_gpu(raw["gpu"], f"{source}: [gpu]") if "gpu" in raw else None,
     )
 
 
 def _device(raw: Any, source: str) -> Device:
-    if not isinstance(raw, dict):
-        raise MpqError(f"{source} must be a table")
-    _only(raw, {"rpc_key", "emulator"}, source)
-    emulator = _text(raw, "emulator", source) if "emulator" in raw else ""
-    return Device(_text(raw, "rpc_key", source), emulator)
+    raw = toml_fields.table(raw, source)
+    toml_fields.only(raw, {"rpc_key", "emulator"}, source)
+    emulator = toml_fields.text(raw, "emulator", source) if "emulator" in raw else ""
+    return Device(toml_fields.text(raw, "rpc_key", source), emulator)
 
 
 def _roofline(raw: Any, source: str) -> Roofline:
-    if not isinstance(raw, dict):
-        raise MpqError(f"{source} must be a table")
+    raw = toml_fields.table(raw, source)
     names = [field.name for field in fields(Roofline)]
-    _only(raw, set(names), source)
-    for name in names:
-        value: Any = raw.get(name)
-        if type(value) not in (int, float) or not 0 < value < math.inf:
-            raise MpqError(f"{source}: {name!r} must be a number above 0, not {value!r}")
-    return Roofline(**{name: float(raw[name]) for name in names})
-
-
-def _only(raw: Mapping[str, Any], known: set[str], source: str) -> None:
-    for key in raw:
-        if key not in known:
-            raise MpqError(f"{source}: unknown field {key!r}; known are {', '.join(sorted(known))}")
-
-
-def _text(raw: Mapping[str, Any], key: str, source: str) -> str:
-    value = raw.get(key)
-    if not isinstance(value, str) or not value:
-        raise MpqError(f"{source}: the field {key!r} must be a text, not {value!r}")
-    return value
-
-
-def _texts(raw: Mapping[str, Any], key: str, source: str) -> tuple[str, ...]:
-    value = raw.get(key)
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise MpqError(f"{source}: the field {key!r} must be a list of texts, not {value!r}")
-    return tuple(value)
+    toml_fields.only(raw, set(names), source)
+    return Roofline(**toml_fields.numbers(raw, names, source))

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm import te, tirx
-from tvm.tirx import Expr, PrimFunc
+from tvm.tirx import Buffer, Expr, PrimFunc
 
 from tvm_mpq.kernels import neon
 from tvm_mpq.kernels.intrinsic import Intrinsic
@@ -182,7 +182,7 @@ def convolution(
         code = requantize(value, multiplier[g, n, lane], grid[1], intrinsic.family in neon.FAMILIES)
         return addition.element(code, m, n * lanes + lane) if addition is not None else code
 
-    addition = _Addition.placeholders(shape.rows, shape.out_channels) if adds else None
+    addition = Addition.placeholders(shape.rows, shape.out_channels) if adds else None
     finished = te.compute(acc.shape, finish, "finished")
     channels = shape.out_channels // shape.groups
 
@@ -198,16 +198,21 @@ def convolution(
 
 
 @dataclass(frozen=True)
-class _Addition:
-    """A second tensor and how it is added: a · factors[0] + b · factors[1] + factors[2], requantized."""
+class Addition:
+    """A second tensor and how it is added: a · factors[0] + b · factors[1] + factors[2], requantized.
 
-    other: te.Tensor
-    factors: te.Tensor
-    multiplier: te.Tensor
-    grid: te.Tensor
+    Each is a tensor of a definition, or a buffer of a program: other [rows, channels] uint8, factors int32[3],
+    multiplier float32[1], grid int32[2].
+    """
+
+    other: te.Tensor | Buffer
+    factors: te.Tensor | Buffer
+    multiplier: te.Tensor | Buffer
+    grid: te.Tensor | Buffer
 
     @classmethod
-    def placeholders(cls, rows: int, channels: int) -> _Addition:
+    def placeholders(cls, rows: int, channels: int) -> Addition:
+        """The parameters of a definition."""
         return cls(
             te.placeholder((rows, channels), "uint8", "other"),
             te.placeholder((3,), "int32", "sum_factors"),
@@ -216,7 +221,8 @@ class _Addition:
         )
 
     @property
-    def parameters(self) -> list[te.Tensor]:
+    def parameters(self) -> list[te.Tensor | Buffer]:
+        """In the order that a kernel takes them."""
         return [self.other, self.factors, self.multiplier, self.grid]
 
     def element(self, code: Expr, m: Expr, channel: Expr) -> Expr:

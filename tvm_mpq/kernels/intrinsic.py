@@ -78,6 +78,7 @@ FLOAT = {
     "neon": _float("fmla128", 4, 32),
     "neon32": _float("fmla128", 4, 16),
     "portable": _float("mul128", 4, 16),
+    "cuda": _float("ffma", 16, 0),
 }
 INTEGER = {
     "avx512bf16": Intrinsic("vpdpbusd512", "uint8", "int8", "int32", 16, 4, 32, "vpdpbusd"),
@@ -92,6 +93,8 @@ INTEGER = {
     "neon": Intrinsic("smull128", "int8", "int8", "int32", 4, 4, 32, "smull2", 2),
     "neon32": Intrinsic("smull128", "int8", "int8", "int32", 4, 4, 16, "vmull2", 2),
     "portable": Intrinsic("mul128", "int16", "int8", "int32", 4, 1, 16),
+    # Tensor cores multiply 16×16 by 16×16: a block of columns and a step of the reduction are as long.
+    "cuda": Intrinsic("imma", "int8", "int8", "int32", 16, 16, 0, "imma"),
 }
 
 # Winograd's transformed weights need int16: machines with instructions for four bytes are faster direct.
@@ -101,10 +104,13 @@ WINOGRAD_INTEGER = {
 }
 
 
-BFLOAT16 = {
-    "avx512bf16": Intrinsic("vdpbf16ps512", "bfloat16", "bfloat16", "float32", 16, 2, 32, "vdpbf16ps"),
+HALF = {
+    ("avx512bf16", "bfloat16"): Intrinsic(
+        "vdpbf16ps512", "bfloat16", "bfloat16", "float32", 16, 2, 32, "vdpbf16ps"
+    ),
+    ("cuda", "float16"): Intrinsic("hmma", "float16", "float16", "float32", 16, 16, 0, "hmma"),
 }
-"""Where weights of bfloat16 meet activations rounded to it."""
+"""Where weights of 16 bits meet activations rounded to the same."""
 _NARROWER = {"avx512bf16": "avxvnni", "avx512vnni": "avxvnni", "avx512": "avx2"}
 """Half as wide on the same machine, for channel counts that fill no wide vector."""
 
@@ -142,6 +148,10 @@ def narrow_intrinsic(row: Intrinsic, bits: int, weight_group: int, run: int, int
     """
     if row.family is None:
         return row
+    if row.family == "imma":
+        if bits > 4 or weight_group % row.group:
+            return row
+        return replace(row, weight="uint8", words=2, nibbles=True, multiplied=bool(weight_group))
     if row.family in neon.FAMILIES:
         return _narrow_neon(row, bits, weight_group, run)
     saturating = row.family == "pmaddwd"
@@ -207,4 +217,6 @@ def _of_words(
 
 def winograd_intrinsic(instruction: str, in_dtype: str) -> Intrinsic | None:
     """The row for a Winograd kernel on inputs of ``in_dtype``, or None where the direct kernel is faster."""
-    return WINOGRAD_INTEGER.get(instruction) if in_dtype == "uint8" else FLOAT.get(instruction)
+    if in_dtype == "uint8" or instruction == "cuda":
+        return WINOGRAD_INTEGER.get(instruction)
+    return FLOAT.get(instruction)

@@ -32,15 +32,20 @@ def schedule_default(definition: PrimFunc) -> PrimFunc:
     attributes = definition.attrs if definition.attrs is not None else {}
     widest = 1 if SCALAR in attributes else _VECTOR
     rows = [int(extent) for extent in attributes[ROWS]] if ROWS in attributes else []
-    for block in sch.get_child_blocks(root):
-        _inline(sch, block)
+    inline_elementwise(sch, root)
     for block in sch.get_child_blocks(root):
         _schedule_block(sch, block, widest, rows)
     return sch.mod["main"]
 
 
+def inline_elementwise(sch: Schedule, root: SBlockRV) -> None:
+    """Compute what is a plain function of its indices where it is read."""
+    for block in sch.get_child_blocks(root):
+        _inline(sch, block)
+
+
 def _inline(sch: Schedule, block: SBlockRV) -> None:
-    if any(_is_reduction(axis) for axis in sch.get(block).iter_vars):
+    if any(is_reduction(axis) for axis in sch.get(block).iter_vars):
         return
     try:
         sch.compute_inline(block)
@@ -48,7 +53,8 @@ def _inline(sch: Schedule, block: SBlockRV) -> None:
         return  # an output, or a block that is not a plain function of its indices
 
 
-def _is_reduction(axis: IterVar) -> bool:
+def is_reduction(axis: IterVar) -> bool:
+    """Whether results are sums, or the like, along ``axis``."""
     return axis.iter_type == IterVar.CommReduce
 
 
@@ -62,8 +68,8 @@ def _schedule_block(sch: Schedule, block: SBlockRV, widest: int, rows: list[int]
     axes = sch.get(block).iter_vars
     if not loops or len(loops) != len(axes) or any(_extent(sch, loop) is None for loop in loops):
         return
-    spatial = [loop for loop, axis in zip(loops, axes, strict=True) if not _is_reduction(axis)]
-    reduction = [loop for loop, axis in zip(loops, axes, strict=True) if _is_reduction(axis)]
+    spatial = [loop for loop, axis in zip(loops, axes, strict=True) if not is_reduction(axis)]
+    reduction = [loop for loop, axis in zip(loops, axes, strict=True) if is_reduction(axis)]
     if not spatial:
         return
     extents = [_extent(sch, loop) or 1 for loop in loops]

@@ -12,6 +12,8 @@ from tvm.tirx import PrimFunc
 
 from tvm_mpq.kernels import neon_depthwise
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, convolution
+from tvm_mpq.kernels.cuda.kernel import CUDA, cuda_kernel, cuda_tile, cuda_unit
+from tvm_mpq.kernels.cuda.tile import CudaTile
 from tvm_mpq.kernels.depthwise import (
     DepthwiseTile,
     default_depthwise_tile,
@@ -20,8 +22,8 @@ from tvm_mpq.kernels.depthwise import (
     schedule_depthwise,
 )
 from tvm_mpq.kernels.intrinsic import (
-    BFLOAT16,
     FLOAT,
+    HALF,
     INTEGER,
     NEON,
     Intrinsic,
@@ -62,7 +64,7 @@ from tvm_mpq.kernels.winograd_program import winograd
 
 ATTRIBUTE = "mpq.kernel"
 
-Tile: TypeAlias = ConvolutionTile | DepthwiseTile | PackedRowsTile | WeightOnlyTile | WinogradTile
+Tile: TypeAlias = ConvolutionTile | CudaTile | DepthwiseTile | PackedRowsTile | WeightOnlyTile | WinogradTile
 """The decisions of one template; its type says which."""
 
 
@@ -126,9 +128,9 @@ class KernelSpec:
         weight = "int8" if self.in_dtype == "uint8" else "float32"
         row = intrinsic(self.instruction, weight, self.shape.out_channels // self.shape.groups)
         if self.in_dtype != "uint8":
-            in_bfloat16 = self.weight_dtype == "bfloat16" and self.family != "depthwise"
             widening = float_intrinsic(row, self.float_weight, self.shape.run)
-            return BFLOAT16.get(self.instruction, widening) if in_bfloat16 else widening
+            half = HALF.get((self.instruction, self.weight_dtype))
+            return half if half is not None and self.family != "depthwise" else widening
         return narrow_intrinsic(row, self.weight_bits, self.weight_group, self.shape.run, self.int16_words)
 
     @property
@@ -194,6 +196,11 @@ class KernelSpec:
         return INPUT_OFFSET if self.family == "packed_rows" else 0
 
     @property
+    def dot_taps(self) -> bool:
+        """Whether a depthwise kernel multiplies words of taps, of which each 8-bit activation is less ``OFFSET``."""
+        return self.instruction == CUDA and cuda_unit(self) == "dp4a"
+
+    @property
     def base(self) -> KernelSpec:
         """What is computed, whatever algorithm computes it."""
         families = {"winograd": "conv2d", "packed_rows": "matmul"}
@@ -244,6 +251,8 @@ class KernelSpec:
 
     def default_tile(self) -> Tile:
         """The tile that is used where none was tuned, of this spec's own algorithm."""
+        if self.instruction == CUDA:
+            return cuda_tile(self)
         if self.family == "winograd":
             return default_winograd_tile(WinogradGeometry(self.shape, self.row))
         if self.family == "packed_rows":
@@ -287,8 +296,8 @@ class KernelSpec:
         return list(dict.fromkeys(tiles))
 
     def define(self) -> PrimFunc:
-        """The unscheduled kernel, marked with this spec."""
-        if self.family in ("packed_rows", "winograd", "weight_only"):
+        """The unscheduled kernel, marked with this spec; one that is written out as a program is scheduled by that."""
+        if self.instruction == CUDA or self.family in ("packed_rows", "winograd", "weight_only"):
             return self.schedule().with_attr(ATTRIBUTE, self.to_json())
         if self.family == "depthwise":
             definition = depthwise(
@@ -302,6 +311,9 @@ class KernelSpec:
 
     def schedule(self, tile: Tile | None = None) -> PrimFunc:
         """The kernel under its template with ``tile``, the default for None. ``tile`` is of this spec's algorithm."""
+        if self.instruction == CUDA:
+            assert tile is None or isinstance(tile, CudaTile)
+            return cuda_kernel(self, tile)
         tile = tile or self.default_tile()
         if isinstance(tile, WinogradTile):
             return winograd(self.shape, self.in_dtype, self.out, self.row, tile)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tvm_mpq.cpu import cpu_features
 from tvm_mpq.errors import MpqError
 from tvm_mpq.runtime.package import Package
 from tvm_mpq.runtime.threads import check_threads, run_with_threads
 from tvm_mpq.runtime.tracer import Tracer, tensors, time_whole
 from tvm_mpq.runtime.weights import expanded_weights
+from tvm_mpq.target import machine_features
 
 Array = npt.NDArray[Any]
 
@@ -147,7 +147,7 @@ def check_repeat(repeat: int) -> None:
 
 def check_features(package: Package) -> None:
     """Raise MpqError that names the instructions ``package`` needs and this machine lacks."""
-    target, here = package.metadata.target, cpu_features()
+    target, here = package.metadata.target, machine_features()
     lacking = [feature for feature in target.features if feature not in here]
     if lacking:
         raise MpqError(

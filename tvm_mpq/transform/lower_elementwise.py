@@ -11,6 +11,7 @@ from tvm import relax
 
 from tvm_mpq.kernels import elementwise, joining
 from tvm_mpq.kernels.convolution import Output
+from tvm_mpq.kernels.cuda import plain
 from tvm_mpq.quantization.addition import addition_factors
 from tvm_mpq.transform.lower_pointwise import lower_pointwise
 from tvm_mpq.transform.operation import Operation
@@ -92,7 +93,8 @@ def lower_concat(emitter: Emitter, operation: Operation) -> relax.Var:
         if any(rescaled):
             arguments.append(np.array([g.scale / out.scale for g in grids[:-1] if g is not None], np.float32))
             arguments.append(np.array([g.zero_point for g in grids if g is not None], np.int32))
-    function = joining.concat(shapes, at, operation.activations, rescaled)
+    concat = plain.concat if emitter.gpu else joining.concat
+    function = concat(shapes, at, operation.activations, rescaled)
     shape = operation.output.form_shape(layout)
     dims = (rows, math.prod(shape) // rows)
     result = emitter.kernel(

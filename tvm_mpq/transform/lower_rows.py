@@ -9,6 +9,8 @@ from tvm.tirx import PrimFunc
 
 from tvm_mpq.kernels import rows
 from tvm_mpq.kernels.batched_matmul import batched_matmul
+from tvm_mpq.kernels.cuda import plain
+from tvm_mpq.kernels.cuda import rows as cuda_rows
 from tvm_mpq.kernels.intrinsic import FLOAT
 from tvm_mpq.transform.operation import Operation
 from tvm_mpq.transform.operator_body import read_body
@@ -27,7 +29,8 @@ def lower_softmax(emitter: Emitter, operation: Operation) -> relax.Var:
     if turns:
         x = emitter.builder.emit(relax.op.permute_dims(x, turned), f"{operation.name}_turned")
     length = shape[axis]
-    y = _by_rows(emitter, operation, rows.softmax(math.prod(shape) // length, length), "softmax", x, length)
+    softmax = cuda_rows.softmax if emitter.gpu else rows.softmax
+    y = _by_rows(emitter, operation, softmax(math.prod(shape) // length, length), "softmax", x, length)
     if turns:
         back = [turned.index(place) for place in range(len(held))]
         y = emitter.builder.emit(relax.op.permute_dims(y, back), operation.name)
@@ -40,7 +43,8 @@ def lower_layer_norm(emitter: Emitter, operation: Operation) -> relax.Var:
     shape = operation.output.shape
     call = read_body(operation.function).root
     x = emitter.read(operation.inputs[0], "float32", "plain")
-    kernel = rows.layer_norm(math.prod(shape) // shape[-1], shape[-1], float(call.attrs.epsilon))
+    layer_norm = cuda_rows.layer_norm if emitter.gpu else rows.layer_norm
+    kernel = layer_norm(math.prod(shape) // shape[-1], shape[-1], float(call.attrs.epsilon))
     constants = [call.args[1], call.args[2]]
     y = _by_rows(emitter, operation, kernel, "layer_norm", x, shape[-1], constants)
     operation.output.forms["float32", "plain"] = y
@@ -57,7 +61,9 @@ def lower_batch_matmul(emitter: Emitter, operation: Operation, instruction: str)
         operands.append(
             emitter.builder.emit(relax.op.reshape(value, (batch, *shape[-2:])), f"{operation.name}_batch")
         )
-    kernel = batched_matmul(batch, left[-2], left[-1], right[-1], FLOAT[instruction].lanes)
+    extents = batch, left[-2], left[-1], right[-1]
+    lanes = FLOAT[instruction].lanes
+    kernel = plain.batched_matmul(*extents) if emitter.gpu else batched_matmul(*extents, lanes)
     dims = (batch, left[-2], right[-1])
     y = emitter.kernel(kernel, "batch_matmul", operands, dims, "float32", operation.name)
     y = emitter.builder.emit(relax.op.reshape(y, operation.output.shape), operation.name)

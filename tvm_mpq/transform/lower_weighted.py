@@ -18,6 +18,7 @@ import numpy.typing as npt
 from tvm import relax
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
+from tvm_mpq.kernels.cuda.kernel import CUDA
 from tvm_mpq.kernels.expand import ExpandForm
 from tvm_mpq.kernels.neon import OFFSET
 from tvm_mpq.kernels.spec import KernelSpec
@@ -121,7 +122,7 @@ def _lower_matrix(
     if not operation.any_codes:
         quantized = numbers.quantized
     if quantized is not None and operation.executed.weight_only:
-        if stays_packed(shape, quantized):
+        if instruction != CUDA and stays_packed(shape, quantized):
             bits = 2 if quantized.bits == 2 else 4
             spec = replace(
                 spec, family="weight_only", weight_bits=bits, weight_group=quantized.effective_group
@@ -180,7 +181,7 @@ def _lower_depthwise(
         weight_dtype=_weight_dtype(operation),
     )
     numbers = _numbers(operation, body, body.weight)
-    constants = _arguments(emitter, operation, numbers, spec, fold=0)
+    constants = _arguments(emitter, operation, numbers, spec, fold=OFFSET if spec.dot_taps else 0)
     x = emitter.read(operation.inputs[0], operation.activations, "pixels")
     dims = (shape.rows, shape.out_channels)
     return emitter.kernel(spec.define(), spec.name, [x, *constants], dims, spec.out.dtype, operation.name)

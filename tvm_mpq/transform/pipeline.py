@@ -11,6 +11,7 @@ import tvm_ffi
 from tvm import IRModule, relax
 
 from tvm_mpq.errors import MpqError
+from tvm_mpq.kernels.cuda.kernel import CUDA
 from tvm_mpq.kernels.spec import TileLookup, default_tiles
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.quantization.weights import QuantizedWeights
@@ -60,7 +61,7 @@ class Pipeline:
             LiftWeights(),
             *between,
             relax.transform.LegalizeOps(),
-            ScheduleKernels(self.tiles),
+            ScheduleKernels(self.tiles, self.instruction == CUDA),
         ]
         return self._run(mod, passes, 3)
 

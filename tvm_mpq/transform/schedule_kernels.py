@@ -6,6 +6,7 @@ import tvm
 from tvm import IRModule
 from tvm.tirx import PrimFunc
 
+from tvm_mpq.kernels.cuda.schedule_threads import schedule_threads
 from tvm_mpq.kernels.emitting import PROGRAM
 from tvm_mpq.kernels.schedule_default import schedule_default
 from tvm_mpq.kernels.spec import ATTRIBUTE, KernelSpec, TileLookup, default_tiles
@@ -18,11 +19,12 @@ class ScheduleKernels:
 
     A kernel marked with a spec gets its family's template with the tile that ``tiles`` knows or else the default tile,
     and is marked with which of the two (``mpq.tile``); a written-out program gets nothing, every other kernel the
-    default schedule.
+    default schedule, on a ``gpu`` that of threads.
     """
 
-    def __init__(self, tiles: TileLookup = default_tiles) -> None:
+    def __init__(self, tiles: TileLookup = default_tiles, gpu: bool = False) -> None:
         self.tiles = tiles
+        self.schedule = schedule_threads if gpu else schedule_default
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         """Apply the pass."""
@@ -39,6 +41,6 @@ class ScheduleKernels:
             elif function.attrs is not None and PROGRAM in function.attrs:
                 scheduled = function
             else:
-                scheduled = schedule_default(function)
+                scheduled = self.schedule(function)
             result.update_func(variable, scheduled.with_attr("global_symbol", variable.name_hint))
         return result

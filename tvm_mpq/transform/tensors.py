@@ -65,12 +65,16 @@ class Emitter:
     is ``reader`` at the time ("" for the network's output).
 
     ``tiles`` knows the tuned tiles, which choose between algorithms and so between layouts of the weights. ``opaque``
-    are the TIR functions that operators' bodies call, by their names in the module that is lowered.
+    are the TIR functions that operators' bodies call, by their names in the module that is lowered. ``gpu``: kernels
+    that are written out as programs are those for a GPU.
     """
 
-    def __init__(self, builder: relax.BlockBuilder, tiles: TileLookup = default_tiles) -> None:
+    def __init__(
+        self, builder: relax.BlockBuilder, tiles: TileLookup = default_tiles, gpu: bool = False
+    ) -> None:
         self.builder = builder
         self.tiles = tiles
+        self.gpu = gpu
         self.reader = ""
         self.owners: dict[str, tuple[str, str, str]] = {}
         self.opaque: dict[GlobalVar, GlobalVar] = {}

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tvm_mpq.kernels.convolution import packed_factor_shape, packed_weight_shape
+from tvm_mpq.kernels.cuda.dot_depthwise import TAPS
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.kernels.winograd import WinogradGeometry
 from tvm_mpq.quantization.packing import pack_channels, pack_depthwise, pack_weights
@@ -41,6 +42,16 @@ def weight_layout(spec: KernelSpec) -> WeightLayout:
     """The layout for ``spec``'s kernel."""
     shape = spec.shape
     rows, columns = shape.kernel
+    if spec.family == "depthwise" and spec.dot_taps:
+        # Taps of a kernel row are the reduction, of which dp4a takes four; every channel is an output of one input.
+        channels, steps = shape.out_channels, -(-columns // TAPS)
+        return WeightLayout(
+            (1, 1, rows * steps, 1, channels, TAPS),
+            (1, 1, rows, steps, 1, channels, TAPS),
+            (rows, columns),
+            lambda w: pack_weights(w, 1, channels, TAPS),
+            lambda values: values,
+        )
     if spec.family == "depthwise":
         dims = (rows, columns, shape.out_channels)
         extents = (1, 1, rows, columns, 1, shape.out_channels, 1)

@@ -1,0 +1,1 @@
+"""Kernels for NVIDIA's GPUs: programs and schedules with thread blocks, tensor cores and dp4a."""

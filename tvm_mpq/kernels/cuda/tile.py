@@ -1,0 +1,81 @@
+"""How a thread block of a tensor-core kernel is cut, and the default for a shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm_mpq.kernels.convolution import ConvolutionShape, packed_weight_shape
+from tvm_mpq.kernels.intrinsic import Intrinsic
+
+FRAGMENT = 16
+"""Rows, columns and depth of the matrices that one warp's multiplication takes."""
+WARP = 32
+PART = 4
+"""Without tensor cores a thread makes so many rows × so many columns,"""
+STEP = 16
+"""from so much of the reduction at a time."""
+
+
+@dataclass(frozen=True)
+class CudaTile:
+    """A thread block makes ``rows`` × ``columns`` results, ``depth`` fragments of the reduction at a time.
+
+    Its warps stand ``warp_rows`` × ``warp_columns``; each has an equal part of the results, in fragments.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    warp_rows: int
+    warp_columns: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return WARP * self.warp_rows * self.warp_columns
+
+    @property
+    def fragments(self) -> tuple[int, int]:
+        """Rows and columns of fragments that a warp has."""
+        return (
+            self.rows // (FRAGMENT * self.warp_rows),
+            self.columns // (FRAGMENT * self.warp_columns),
+        )
+
+
+TENSOR_CORE = ("imma", "hmma")
+"""Families of the table's rows that multiply fragments of bytes and of half floats."""
+_BLOCKS = 64
+"""So many thread blocks keep small and large GPUs busy; fewer are made smaller while they can be."""
+_MOST_DEPTH = {"int8": 8, "float16": 4}
+
+
+def default_cuda_tile(shape: ConvolutionShape, row: Intrinsic) -> CudaTile:
+    """The largest tile of 128 to 16 rows and columns that still makes enough blocks, and wastes little of the edges."""
+    _, blocks, steps = packed_weight_shape(shape, row)[:3]
+    matrices = row.family in TENSOR_CORE
+    most = _MOST_DEPTH[row.activation] if matrices else 1
+    depth = max(d for d in range(1, most + 1) if steps % d == 0)
+    columns = min(64, FRAGMENT * _power_of_two(blocks))
+    rows = min(64, FRAGMENT * _power_of_two(-(-shape.rows // FRAGMENT)))
+    if not matrices:
+        columns = max(columns, 32)
+
+    def count() -> int:
+        return shape.groups * -(-shape.rows // rows) * -(-blocks * FRAGMENT // columns)
+
+    while count() < _BLOCKS and max(rows, columns) > 32:
+        if rows >= columns:
+            rows //= 2
+        else:
+            columns //= 2
+    if not matrices:
+        return CudaTile(rows, columns, depth, rows * columns // (PART * PART * WARP), 1)
+    warp_rows = 2 if rows > FRAGMENT else 1
+    warp_columns = 2 if columns > FRAGMENT else 1
+    return CudaTile(rows, columns, depth, warp_rows, warp_columns)
+
+
+def _power_of_two(value: int) -> int:
+    """The least power of two that is not below ``value``."""
+    return 1 << max(0, (value - 1).bit_length())
