@@ -73,16 +73,16 @@ namespace detail {
 inline int piece(int lane) { return lane ^ int(emulated::options.lanes); }
 inline int own_piece() { return piece(emulated::linear_thread % 32); }
 
-// PTX ISA, "Matrix storage for WMMA": every row (or column) begins at a multiple of the size of a lane's fragment. Those
-// of half operands hold each element twice.
+// An address is a multiple of the size of a lane's fragment (PTX ISA, "Matrix storage for WMMA"; half operands are held
+// twice), a stride one of 16 bytes (CUDA C++ guide; the PTX ISA wants the former of every row).
 template <class F>
 inline void check_address(const void* pointer, unsigned stride, const char* what, const void* where) {
   constexpr bool doubled = F::Element::half && !F::is_accumulator;
   constexpr unsigned unit = F::bytes << doubled, bits = F::Element::bits;
   if (reinterpret_cast<uintptr_t>(pointer) % unit)
     emulated::fail("misaligned", where, "%s at an address that is no multiple of %u bytes", what, unit);
-  if (stride * bits % (8 * unit))
-    emulated::fail("misaligned", where, "%s with a stride of %u elements, no multiple of %u bytes", what, stride, unit);
+  if (stride * bits % 128)
+    emulated::fail("misaligned", where, "%s with a stride of %u elements, no multiple of 16 bytes", what, stride);
 }
 
 // The bytes of one lane lie in runs of at most a row (or column) of the matrix.
