@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ from tvm.ir.expr import GenericConst
 from tvm.relax.expr_functor import PyExprVisitor, visitor
 from tvm.runtime import Executable, Tensor
 
+from tvm_mpq.cuda.linking import link_cuda
+from tvm_mpq.cuda.source import executable as cuda_executable
+from tvm_mpq.linker import link_executable
 from tvm_mpq.runtime.weights import EXPAND
 from tvm_mpq.target import Target
 from tvm_mpq.transform.lift_weights import STREAM
@@ -19,17 +23,31 @@ from tvm_mpq.transform.pipeline import build_passes
 
 @dataclass(frozen=True)
 class Built:
-    """An executable, and the stream of bit-packed weights that its function ``expand_weights`` takes.
+    """A module planned for ``target``, and the stream of bit-packed weights that its function ``expand_weights`` takes.
 
     ``constants`` and ``activations`` are the bytes it holds and plans to hold while it runs, ``expanded`` those of the
     weights made of the stream.
     """
 
-    executable: Executable
+    planned: IRModule
+    target: Target
     constants: int
     activations: int
     weights: bytes = b""
     expanded: int = 0
+
+    @functools.cached_property
+    def executable(self) -> Executable:
+        """The code, which runs in this process unless it is for another machine."""
+        if self.target.gpu is not None:
+            return cuda_executable(self.planned, self.target)
+        return relax.build(self.planned, self.target.tvm_target(), relax_pipeline=None)
+
+    def library(self) -> bytes:
+        """The code as a shared library; raises MpqError where a linker or a compiler is missing."""
+        if self.target.gpu is not None:
+            return link_cuda(self.planned, self.target)
+        return link_executable(self.executable, self.target.architecture)
 
     @property
     def file_weights(self) -> int:
@@ -52,8 +70,7 @@ def build(mod: IRModule, target: Target) -> Built:
     planned = build_passes()(mod)
     sizes = _Sizes()
     sizes.visit_expr(planned["main"])
-    executable = relax.build(planned, target.tvm_target(), relax_pipeline=None)
-    return Built(executable, sizes.constants, sizes.activations, weights, expanded)
+    return Built(planned, target, sizes.constants, sizes.activations, weights, expanded)
 
 
 def stored_weights(mod: IRModule) -> int:

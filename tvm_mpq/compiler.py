@@ -17,7 +17,6 @@ from tvm_mpq.dataset import Dataset, Preprocess
 from tvm_mpq.errors import MpqError, MpqWarning
 from tvm_mpq.files import sha256
 from tvm_mpq.frontend import import_onnx, io_specs, operators
-from tvm_mpq.linker import link_executable
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.plan_weights import PlanWeights
 from tvm_mpq.precision import FP32, Precision
@@ -144,7 +143,7 @@ class _Job:
             outputs=outputs,
             target=self.target,
             plan=plan,
-            library=link_executable(built.executable, self.target.architecture),
+            library=built.library(),
             weights=built.weights,
             model_sha256=self.model_sha256,
             operators=[_record(function) for _, function, _ in attr.calls(annotated)],

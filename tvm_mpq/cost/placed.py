@@ -11,7 +11,6 @@ import tvm
 from tvm import relax
 
 from tvm_mpq.build import Built
-from tvm_mpq.linker import link_executable
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.precision import FP32
 from tvm_mpq.runtime.machine import Machine
@@ -74,7 +73,7 @@ class OnDevice:
             outputs=[TensorSpec("unread", (1,), "float32")],
             target=target,
             plan=PrecisionPlan({"costs": FP32}),
-            library=link_executable(built.executable, target.architecture),
+            library=built.library(),
             weights=built.weights,
             model_sha256="",
             operators=(),

@@ -1,0 +1,62 @@
+"""A network's library with a fat binary inside, built in a process of its own.
+
+TVM puts machine code into a library only where NVIDIA's runtime is loaded, which wants a driver. Where there is none
+that process gets libraries of the same names whose functions are never called; this one never sees them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tvm
+from tvm import IRModule
+
+from tvm_mpq.cuda.nvcc import find_nvcc
+from tvm_mpq.cuda.stand_in import stand_ins
+from tvm_mpq.errors import MpqError
+from tvm_mpq.target import Target
+
+MODULE, JOB, LIBRARY = "module.json", "job.json", "model.so"
+"""Files in the folder that the process is given."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the process must know beside the module: the TVM target, its architectures, and the compiler's path."""
+
+    tvm_target: dict[str, object]
+    architectures: tuple[str, ...]
+    host_architecture: str
+    nvcc: str
+
+
+def link_cuda(planned: IRModule, target: Target) -> bytes:
+    """The shared library of a planned module for a ``target`` with a GPU.
+
+    Raises MpqError where the CUDA compiler or a linker for the target's processor is missing or fails.
+    """
+    assert target.gpu is not None
+    job = Job(target.tvm_dict(), target.gpu.architectures, target.architecture, find_nvcc())
+    with tempfile.TemporaryDirectory(prefix="tvm-mpq-") as name:
+        folder = Path(name)
+        (folder / MODULE).write_text(tvm.ir.save_json(planned), encoding="utf-8")
+        (folder / JOB).write_text(json.dumps(asdict(job)), encoding="utf-8")
+        paths = [str(path) for path in stand_ins(folder)]
+        environment = dict(os.environ)
+        inherited = [environment[_PATHS]] if environment.get(_PATHS) else []
+        environment[_PATHS] = os.pathsep.join([*inherited, *paths])
+        command = [sys.executable, "-m", "tvm_mpq.cuda.link_process", name]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            said = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
+            raise MpqError(said[-1])
+        return (folder / LIBRARY).read_bytes()
+
+
+_PATHS = "LD_LIBRARY_PATH"

@@ -1,0 +1,76 @@
+"""NVIDIA's compiler: where it is, and fat binaries from CUDA source. No GPU and no driver is needed.
+
+It contracts a·b + c to one fused operation, which is faster in fp32, and may: what makes 8-bit results has no float
+addition behind a multiplication (see ``kernels.requantize``). Fast approximations of division, of square roots and of
+subnormal numbers stay off.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tvm_mpq.errors import MpqError
+
+_MISSING = (
+    "no CUDA compiler (nvcc) found: put it on PATH, or install it with 'pip install \"tvm-mpq[cuda]\"' "
+    "(the packages nvidia-cuda-nvcc and nvidia-cuda-runtime)"
+)
+_FILE = "kernels.cu"
+
+
+def find_tool(name: str) -> str | None:
+    """The path of one of CUDA's programs (``nvcc``, ``cuobjdump``, …): on PATH, else of NVIDIA's Python packages."""
+    return shutil.which(name) or next(
+        (str(path) for folder in _package_folders() if (path := folder / "bin" / name).is_file()), None
+    )
+
+
+def _package_folders() -> Iterator[Path]:
+    """Where NVIDIA's Python packages put CUDA, the newest version first."""
+    spec = importlib.util.find_spec("nvidia")
+    for place in (spec.submodule_search_locations or []) if spec is not None else []:
+        yield from sorted(Path(place).glob("cu[0-9]*"), reverse=True)
+
+
+def find_nvcc() -> str:
+    """The compiler's path; raises MpqError that names what to install where there is none."""
+    found = find_tool("nvcc")
+    if found is None:
+        raise MpqError(_MISSING)
+    return found
+
+
+def fatbin(source: str, architectures: Sequence[str], nvcc: str | None = None) -> bytes:
+    """Machine code of CUDA ``source`` for all ``architectures`` (``sm_80``, …), and portable code (PTX) of the last.
+
+    Newer GPUs of the same major version run the former, all newer ones translate the latter. Raises MpqError without a
+    compiler, and with its first complaint where it fails.
+    """
+    command = [nvcc or find_nvcc(), "--fatbin", "-O3", "-std=c++17", *_generate(architectures)]
+    with tempfile.TemporaryDirectory(prefix="tvm-mpq-") as folder:
+        Path(folder, _FILE).write_text(source, encoding="utf-8")
+        # The file's name is part of what the compiler writes: a relative one keeps the bytes the same.
+        command += ["-o", "kernels.fatbin", _FILE]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise MpqError(f"the CUDA compiler {command[0]} failed: {_complaint(done.stdout + done.stderr)}")
+        return Path(folder, "kernels.fatbin").read_bytes()
+
+
+def _generate(architectures: Sequence[str]) -> list[str]:
+    numbers = sorted(int(name.removeprefix("sm_")) for name in architectures)
+    codes = [f"arch=compute_{n},code=sm_{n}" for n in numbers]
+    codes.append(f"arch=compute_{numbers[-1]},code=compute_{numbers[-1]}")
+    return [part for code in codes for part in ("-gencode", code)]
+
+
+def _complaint(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if re.search(r"\b(error|fatal|not found)\b", line, re.IGNORECASE)]
+    return next(iter(errors or lines), "it said nothing")
