@@ -69,7 +69,7 @@ def compile_source(source: str, kernels: Sequence[KernelInfo]) -> Path:
 def _footer(kernels: Sequence[KernelInfo]) -> str:
     calls, rows, exported = [], [], []
     for i, kernel in enumerate(kernels):
-        sizes = ", ".join(map(str, (*kernel.buffer_bytes, 0)))
+        sizes = ", ".join(f"{size}u" for size in (*kernel.buffer_bytes, 0))
         calls.append(_CALL.format(i=i, name=kernel.name, bytes=sizes))
         count = len(kernel.buffer_bytes)
         rows.append(_ROW.format(i=i, name=kernel.name, count=count, tags=kernel.tags))

@@ -9,6 +9,9 @@ import numpy as np
 import tvm_ffi
 from tvm import IRModule, tirx
 
+ALLOCATED = 2**64 - 1
+"""In place of a size that only shapes at run time tell: all that was allocated, up to 24 bytes more than the tensor has."""
+
 _TAGS = {
     "blockIdx.x": "x",
     "blockIdx.y": "y",
@@ -22,7 +25,7 @@ _TAGS = {
 
 @dataclass(frozen=True)
 class KernelInfo:
-    """A kernel: the bytes of the buffer behind each parameter (0: a number), and its launch arguments in order.
+    """A kernel: the bytes of the buffer behind each parameter (0: a number; or :data:`ALLOCATED`), and its launch arguments.
 
     ``tags`` has a letter for each: x, y, z of the grid, X, Y, Z of the block, s the bytes of dynamic shared memory.
     """
@@ -35,7 +38,7 @@ class KernelInfo:
 def kernel_infos(device_module: IRModule) -> list[KernelInfo]:
     """The kernels of a module as CUDA's code generator gets it.
 
-    Raises NotImplementedError for a buffer whose size is not constant, and for a launch argument that is none of the above.
+    Raises NotImplementedError for a launch argument that is none of the above.
     """
     return [
         _info(name.name_hint, function)
@@ -53,7 +56,8 @@ def _info(name: str, function: tirx.PrimFunc) -> KernelInfo:
             return
         extents = [getattr(extent, "value", None) for extent in buffer.shape]
         if None in extents:
-            raise NotImplementedError(f"{name}: the size of {buffer.name} is not constant")
+            sizes[declared.data] = ALLOCATED
+            return
         sizes[declared.data] = max(sizes[declared.data], math.prod(extents) * _bits(str(buffer.dtype)) // 8)
 
     tvm_ffi.structural_walk(function.body, (tirx.DeclBuffer, visit))

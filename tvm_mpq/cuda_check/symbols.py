@@ -10,12 +10,15 @@ from pathlib import Path
 DYNAMIC = "buf_dyn_shmem"
 """What TVM calls dynamic shared memory."""
 
-_LOCAL = re.compile(r"_ZZ(\d+)(\w+)")
+_LOCAL = re.compile(r"_Z(GV)?Z(\d+)(\w+)")
 
 
 @dataclass(frozen=True)
 class SharedSymbol:
-    """A shared array of a kernel: begin and end as offsets in the module's thread-local block, bytes."""
+    """A shared array of a kernel: begin and end as offsets in the module's thread-local block, bytes.
+
+    Without a name: the compiler's note that an array of a class has been initialized.
+    """
 
     kernel: str
     name: str
@@ -37,11 +40,12 @@ def shared_symbols(library: Path) -> tuple[list[SharedSymbol], int]:
         local = _LOCAL.match(name)
         if local is not None:
             # _ZZ <length> <function> E <length> <variable>: a variable in a function of C linkage.
-            length = int(local[1])
-            kernel, rest = local[2][:length], local[2][length:]
+            length = int(local[2])
+            kernel, rest = local[3][:length], local[3][length:]
             variable = re.match(r"E(\d+)(\w+)", rest)
             if variable is not None:
-                found.append(SharedSymbol(kernel, variable[2][: int(variable[1])], begin, begin + size))
+                label = "" if local[1] else variable[2][: int(variable[1])]
+                found.append(SharedSymbol(kernel, label, begin, begin + size))
     if dynamic is None:
         raise AssertionError(f"{DYNAMIC} is missing in {library}")
     return found, dynamic

@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <malloc.h>
 
 #define EMULATED_RUNTIME
 #include "runtime.h"
@@ -104,7 +105,10 @@ extern "C" int cuda_check_packed(Kernel* what, const Any* values, int count) {
       case 's': how.shared = value; break;
     }
   }
-  if (!cuda_check_launch(what, values, what->bytes, &how)) return 0;
+  uint64_t bytes[64];
+  for (int i = 0; i < what->parameters && i < 64; ++i)  // see kernels.ALLOCATED
+    bytes[i] = what->bytes[i] == ~uint64_t(0) ? malloc_usable_size(values[i].pointer) : what->bytes[i];
+  if (!cuda_check_launch(what, values, bytes, &how)) return 0;
   tell_fault(what->name);
   return -1;
 }

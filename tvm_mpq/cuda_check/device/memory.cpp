@@ -71,6 +71,7 @@ void shared_access(uintptr_t address, size_t bytes, bool write, const void* wher
         memory = arrays[i].name;
       }
   }
+  if (!*memory) return;  // not the kernel's: see symbols.py
   if (!begin || address + bytes > end)
     fail("out of bounds", where, "%s %zu bytes of shared memory outside of its arrays", write ? "writes" : "reads", bytes);
   uint16_t me = linear_thread, my_warp_interval = warp_interval[linear_thread / 32];
@@ -150,7 +151,8 @@ uint64_t begin_memory(const Any* values, const uint64_t* bytes, int count) {
     regions[region_count++] = {begin, begin + bytes[i], nullptr};
   }
   uint64_t fixed = 0;
-  for (int i = 0; i < array_count; ++i) fixed += arrays[i].end - arrays[i].begin;
+  for (int i = 0; i < array_count; ++i)
+    if (*arrays[i].name) fixed += arrays[i].end - arrays[i].begin;
   return fixed;
 }
 
