@@ -147,7 +147,7 @@ class Emulator:
     def _tell_shared(self) -> None:
         symbols, dynamic = shared_symbols(self.path)
         table = (_SharedArray * max(len(symbols), 1))(
-            *((s.begin, s.end, s.kernel.encode(), s.name.encode()) for s in symbols)
+            *(_SharedArray(s.begin, s.end, s.kernel.encode(), s.name.encode()) for s in symbols)
         )
         self._symbols = table  # the library reads its names later
         self._library.cuda_check_shared(table, len(symbols), ctypes.c_size_t(dynamic))

@@ -54,10 +54,10 @@ def _info(name: str, function: tirx.PrimFunc) -> KernelInfo:
         buffer = declared.buffer
         if declared.data not in sizes:
             return
-        extents = [getattr(extent, "value", None) for extent in buffer.shape]
-        if None in extents:
+        if not all(isinstance(extent, tirx.IntImm) for extent in buffer.shape):
             sizes[declared.data] = ALLOCATED
             return
+        extents = [int(extent.value) for extent in buffer.shape]
         sizes[declared.data] = max(sizes[declared.data], math.prod(extents) * _bits(str(buffer.dtype)) // 8)
 
     tvm_ffi.structural_walk(function.body, (tirx.DeclBuffer, visit))

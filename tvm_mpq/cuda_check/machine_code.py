@@ -80,16 +80,21 @@ def kernel_codes(fatbin: bytes) -> list[KernelCode]:
         listed = parse_assembly(_dump("-sass", path))
         bounds = parse_bounds(_dump("-elf", path))
     return [
-        KernelCode(
-            name,
-            architecture,
-            *(numbers[key] for key in ("REG", "STACK", "LOCAL")),
-            numbers["SHARED"] - (_SYSTEM_SHARED if architecture >= "sm_90" else 0),
-            bounds.get((architecture, name), 0),
-            *listed.get((architecture, name), ({}, 0)),
-        )
-        for (architecture, name), numbers in sorted(resources.items())
+        _code(key, numbers, bounds.get(key, 0), listed.get(key, ({}, 0)))
+        for key, numbers in sorted(resources.items())
     ]
+
+
+def _code(
+    key: tuple[str, str], numbers: Mapping[str, int], threads: int, listed: tuple[Mapping[str, int], int]
+) -> KernelCode:
+    architecture, name = key
+    shared = numbers["SHARED"] - (_SYSTEM_SHARED if architecture >= "sm_90" else 0)
+    stack, local = numbers["STACK"], numbers["LOCAL"]
+    counts = {kind: listed[0][kind] for kind in INSTRUCTIONS if kind in listed[0]}
+    return KernelCode(
+        name, architecture, numbers["REG"], stack, local, shared, threads, counts, listed[1]
+    )
 
 
 def parse_resources(text: str) -> dict[tuple[str, str], dict[str, int]]:
