@@ -46,8 +46,8 @@ def check_cuda(
 ) -> None:
     """Run a network's GPU kernels on this machine's processor, each one checked, and compare with its CPU code.
 
-    Checked are bounds and alignment of every access of memory, races, barriers that not all threads reach, and results that
-    depend on the order of threads. It needs g++ and no GPU.
+    Checked are bounds and alignment of every access of memory, races, barriers that not all threads reach, and
+    results that depend on the order of threads. It needs g++ and no GPU.
     """
     check_output_file("--json", json)
     if plan is not None and precision is not None:
@@ -82,6 +82,8 @@ def check_cuda(
     ]
     result = check_network(mod, chosen, ranges, gpu, batches)
     console = stdout()
+    if result.idle:
+        console.print(f"never called: {', '.join(result.idle)}", soft_wrap=True)
     console.print(
         f"{gpu.name}: {result.kernels} kernels, {result.launches} launches a sample, no fault; compiled in "
         f"{result.compile_seconds:.1f} s, {result.samples} sample(s) in {result.run_seconds:.1f} s",

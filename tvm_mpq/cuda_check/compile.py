@@ -21,6 +21,8 @@ _KERNELS = (
     *("-x", "c++", "-O2", "-g1", "-include", "cuda_builtins.h"),
     # The sanitizer's calls tell of every access; what they do is ours (memory.cpp), so nothing of it is linked.
     *("-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"),
+    # Vectors are loaded and stored whole, so that their alignment can be checked.
+    "-fno-tree-sra",
     # No optimization that the device's compiler would not do, or that changes a float.
     *("-fno-strict-aliasing", "-fwrapv", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"),
 )

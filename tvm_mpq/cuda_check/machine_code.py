@@ -89,7 +89,8 @@ def _code(
     key: tuple[str, str], numbers: Mapping[str, int], threads: int, listed: tuple[Mapping[str, int], int]
 ) -> KernelCode:
     architecture, name = key
-    shared = numbers["SHARED"] - (_SYSTEM_SHARED if architecture >= "sm_90" else 0)
+    says_all = int(re.sub(r"\D", "", architecture)) >= 90
+    shared = numbers["SHARED"] - (_SYSTEM_SHARED if says_all else 0)
     stack, local = numbers["STACK"], numbers["LOCAL"]
     counts = {kind: listed[0][kind] for kind in INSTRUCTIONS if kind in listed[0]}
     return KernelCode(
