@@ -8,7 +8,7 @@ operator.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Literal
 
@@ -23,8 +23,10 @@ ATTRIBUTE = "mpq.expand"
 """On a kernel of this module: its form."""
 
 
-def expand(form: ExpandForm) -> PrimFunc:
+def expand(form: ExpandForm, fixed: Sequence[int] | None = None) -> PrimFunc:
     """The kernel (stream uint8 [bytes], expansion int32 [10]) → weights, marked with its form.
+
+    Its extents are variables, or those that are ``fixed``: a GPU divides a thread's number by all of them.
 
     - ``codes``: int8 [groups, blocks, R, steps, words, lanes, per word]: element (step·words + word)·per_word + i of
       kernel row r for output channel block·lanes + lane of the group, zero where there is none. All layouts of weights
@@ -36,7 +38,9 @@ def expand(form: ExpandForm) -> PrimFunc:
     names = ["groups", "blocks", "rows", "steps", "words", "lanes", "per_word"]
     if form == "multipliers":
         names = ["groups", "blocks", "rows", "row_groups", "lanes"]
-    extents = [tirx.Var(name, "int64") for name in names]
+    extents: list[Expr] = [tirx.Var(name, "int64") for name in names]
+    if fixed is not None:
+        extents = [tirx.const(extent, "int64") for extent in fixed]
     stream = te.placeholder((tirx.Var("bytes", "int64"),), "uint8", "stream")
     expansion = te.placeholder((len(fields(Expansion)),), "int32", "expansion")
     read = _Reader(stream, expansion)
@@ -86,7 +90,7 @@ class _Reader:
 
 def _code(
     read: _Reader,
-    extents: list[tirx.Var],
+    extents: list[Expr],
     at: tuple[Expr, ...],
     multiplied: bool = False,
     word: Expr | None = None,
@@ -107,12 +111,12 @@ def _code(
     return te.if_then_else(there, value, tirx.const(0, "int32")).astype("int8")
 
 
-def _nibbles(read: _Reader, extents: list[tirx.Var], at: tuple[Expr, ...]) -> Expr:
+def _nibbles(read: _Reader, extents: list[Expr], at: tuple[Expr, ...]) -> Expr:
     low, high = (_code(read, extents, at, word=at[4] * 2 + half).astype("int32") + 8 for half in (0, 1))
     return (low | (high << 4)).astype("uint8")
 
 
-def _multiplier(read: _Reader, extents: list[tirx.Var], at: tuple[Expr, ...]) -> Expr:
+def _multiplier(read: _Reader, extents: list[Expr], at: tuple[Expr, ...]) -> Expr:
     g, n, r, j, lane = at
     f = read.field
     within = n * extents[4] + lane

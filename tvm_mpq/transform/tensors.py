@@ -109,7 +109,8 @@ class Emitter:
         """
         dtype = "uint8" if form == "nibbles" else "int8"
         name = f"expand_{form}"
-        weights = self.kernel(expand(form), name, [stream, expansion.array()], extents, dtype, result)
+        kernel = expand(form, extents if self.gpu else None)
+        weights = self.kernel(kernel, name, [stream, expansion.array()], extents, dtype, result)
         return self.builder.emit(relax.op.reshape(weights, shape), result)
 
     def read(self, tensor: Tensor, dtype: str, layout: Layout) -> relax.Var:
