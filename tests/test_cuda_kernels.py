@@ -1,0 +1,88 @@
+"""GPU kernels of every family and precision against NumPy's integers, bit for bit, on the emulated device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cuda_cases import gpu_case, run_on_gpu
+from emulated_cases import SPECS, Case
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_integer_kernels import shapes
+
+from tvm_mpq.kernels.convolution import ConvolutionShape, Output
+from tvm_mpq.kernels.spec import KernelSpec
+
+EXAMPLES = settings(
+    max_examples=1,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+TOGETHER = 8
+"""Kernels that are compiled as one module: the compiler's start costs more than a kernel."""
+
+
+def agree(cases: dict[str, Case]) -> None:
+    for name, result in run_on_gpu(cases).items():
+        np.testing.assert_array_equal(result, cases[name].expected, err_msg=name, strict=True)
+
+
+def test_kernels_of_every_family_and_precision() -> None:
+    families = ("conv2d", "depthwise", "matmul")
+    specs = {name: spec for name, spec in SPECS.items() if spec.family in families and not spec.weight_group}
+    cases = {name: gpu_case(replace(spec, instruction="cuda"), 1) for name, spec in specs.items()}
+    assert len(cases) >= 20
+    agree(cases)
+    assert all(len(np.unique(case.expected)) > 10 for case in cases.values())
+
+
+@EXAMPLES
+@given(st.lists(shapes(), min_size=TOGETHER, max_size=TOGETHER), st.data())
+def test_convolutions(drawn: list[ConvolutionShape], data: st.DataObject) -> None:
+    cases = {}
+    for place, shape in enumerate(drawn):
+        bits, zeros = data.draw(st.integers(2, 8)), data.draw(st.tuples(*[st.integers(0, 255)] * 2))
+        spec = KernelSpec("conv2d", shape, "uint8", Output("uint8"), "cuda", bits)
+        cases[f"{place}: {spec.name}"] = gpu_case(spec, place, zeros)
+    agree(cases)
+
+
+@EXAMPLES
+@given(st.lists(shapes(depthwise=True), min_size=TOGETHER, max_size=TOGETHER), st.data())
+def test_depthwise(drawn: list[ConvolutionShape], data: st.DataObject) -> None:
+    cases = {}
+    for place, shape in enumerate(drawn):
+        spec = KernelSpec("depthwise", shape, "uint8", Output("uint8"), "cuda")
+        cases[f"{place}: {spec.name}"] = gpu_case(
+            spec, place, data.draw(st.tuples(*[st.integers(0, 255)] * 2))
+        )
+    agree(cases)
+
+
+@EXAMPLES
+@given(st.lists(st.tuples(*[st.integers(1, 70)] * 3), min_size=TOGETHER, max_size=TOGETHER), st.data())
+def test_matrix_multiplications(drawn: list[tuple[int, int, int]], data: st.DataObject) -> None:
+    """Of few rows, by dp4a, and of more; to 8 bits and to float."""
+    cases = {}
+    for place, (rows, channels, outputs) in enumerate(drawn):
+        rows = data.draw(st.integers(1, 4)) if place % 2 else rows
+        shape = ConvolutionShape(rows, 1, 1, channels, outputs)
+        out = Output(data.draw(st.sampled_from(["uint8", "float32"])))
+        spec = KernelSpec("matmul", shape, "uint8", out, "cuda", data.draw(st.integers(2, 8)))
+        cases[f"{place}: {spec.name}"] = gpu_case(spec, place)
+    agree(cases)
+
+
+@EXAMPLES
+@given(st.lists(shapes(), min_size=TOGETHER, max_size=TOGETHER))
+def test_floats(drawn: list[ConvolutionShape]) -> None:
+    """Sums of small integers, which floats of 16 and 32 bits hold exactly in any order."""
+    cases = {}
+    for place, shape in enumerate(drawn):
+        dtype = ("float32", "float16", "bfloat16", "int8")[place % 4]
+        spec = KernelSpec("conv2d", shape, "float32", Output("float32"), "cuda", weight_dtype=dtype)
+        cases[f"{place}: {spec.name}"] = gpu_case(spec, place)
+    agree(cases)
