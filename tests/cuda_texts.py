@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import numpy as np
 
@@ -37,6 +38,16 @@ extern "C" __global__ void {name}({a}* a, {a}* b, {c}* c) {{
 """
 
 _REST = r"""
+#ifdef __CUDACC__  // as generated sources define them
+static __device__ int __dp4a(unsigned a, int b, int c) {
+  asm("dp4a.u32.s32 %0, %1, %2, %0;" : "+r"(c) : "r"(a), "r"(b));
+  return c;
+}
+static __device__ int __dp4a(int a, unsigned b, int c) {
+  asm("dp4a.s32.u32 %0, %1, %2, %0;" : "+r"(c) : "r"(a), "r"(b));
+  return c;
+}
+#endif
 extern "C" __global__ void product_s4(void* a, void* b, int* c) {
   using namespace nvcuda::wmma;
   fragment<matrix_a, 8, 8, 32, experimental::precision::s4, row_major> fa;
@@ -194,28 +205,29 @@ extern "C" __global__ void unaligned_matrix(signed char* x, int* out) {
 """
 
 
-@functools.cache
-def emulator() -> Emulator:
-    """All kernels of this module, each launch checked."""
-    source = "#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n#include <mma.h>\n"
-    parameters = {}
+def source() -> str:
+    """All kernels of this module."""
+    text = "#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n#include <mma.h>\n"
     for name, (m, n, k, a, c, left, right) in PRODUCTS.items():
         lda, ldb = (max(16, extent) for extent in (k if left == "row" else m, n if right == "row" else k))
-        source += _PRODUCT.format(
-            name=name, a=a, c=c, m=m, n=n, k=k, left=left, right=right, lda=lda, ldb=ldb
-        )
-        parameters[name] = 3
-    for line in _REST.splitlines():
-        if line.startswith('extern "C"'):
-            name = line.split("(", 1)[0] if "__launch_bounds__" not in line else "sum("[:-1]
-            name = name.split()[-1]
-            parameters[name] = line.split(name + "(")[1].split(")")[0].count(",") + 1
-    infos = [KernelInfo(name, (0,) * count, "") for name, count in parameters.items()]
-    return Emulator(source + _REST, infos, Check.ALWAYS)
+        text += _PRODUCT.format(name=name, a=a, c=c, m=m, n=n, k=k, left=left, right=right, lda=lda, ldb=ldb)
+    return text + _REST
+
+
+@functools.cache
+def emulator() -> Emulator:
+    """The kernels, each launch checked."""
+    signatures = re.findall(r"(\w+)\(([^()]*)\) *\{", source())
+    infos = [
+        KernelInfo(name, (0,) * (listed.count(",") + 1), "")
+        for name, listed in signatures
+        if re.search(rf"__global__ void (__launch_bounds__\(\d+\) )?{name}\(", source())
+    ]
+    return Emulator(source(), infos, Check.ALWAYS)
 
 
 def operand(values: np.ndarray, rows_first: bool) -> np.ndarray:
-    """A matrix as a product's kernel reads it: rows (or columns) of at least 16 elements, the rest of which is not read."""
+    """A matrix as a product's kernel reads it: rows (or columns) are filled up to 16 elements."""
     lines = values if rows_first else values.T
     return aligned(np.pad(lines, ((0, 0), (0, max(0, 16 - lines.shape[1]))), constant_values=99))
 

@@ -85,7 +85,7 @@ def test_sums_over_warps_and_shared_memory(blocks: int, threads: int, seed: int)
     out = np.zeros(blocks, np.float32)
     emulator().launch("sum", [x, out], [blocks], [threads], shared=threads // 32 * 4)
     np.testing.assert_array_equal(out, x.sum(axis=1))
-    with pytest.raises(KernelFault, match="sum: out of bounds: .*shared memory"):
+    with pytest.raises(KernelFault, match=r"sum: out of bounds: .*shared memory"):
         emulator().launch("sum", [x, out], [blocks], [threads], shared=threads // 32 * 4 - 4)
 
 
@@ -179,5 +179,5 @@ def test_launches_that_no_device_takes(grid: list[int], block: list[int], shared
 
 
 def test_a_source_that_no_compiler_takes() -> None:
-    with pytest.raises(MpqError, match="g\\+\\+ cannot compile the CUDA source: .*nonsense"):
+    with pytest.raises(MpqError, match=r"g\+\+ cannot compile the CUDA source: .*nonsense"):
         Emulator('extern "C" __global__ void k(int* a) { nonsense; }', [KernelInfo("k", (0,), "")])

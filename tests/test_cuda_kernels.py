@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pytest
 from cuda_cases import gpu_case, run_on_gpu
 from emulated_cases import SPECS, Case
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +15,7 @@ from tvm_mpq.kernels.convolution import ConvolutionShape, Output
 from tvm_mpq.kernels.spec import KernelSpec
 
 EXAMPLES = settings(
-    max_examples=1,
+    max_examples=2,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
