@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -205,10 +206,11 @@ extern "C" __global__ void unaligned_matrix(signed char* x, int* out) {
 """
 
 
-def source() -> str:
-    """All kernels of this module."""
+def source(products: Iterable[str] = tuple(PRODUCTS)) -> str:
+    """The kernels of this module, of matrix products those that are named."""
     text = "#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n#include <mma.h>\n"
-    for name, (m, n, k, a, c, left, right) in PRODUCTS.items():
+    for name in products:
+        m, n, k, a, c, left, right = PRODUCTS[name]
         lda, ldb = (max(16, extent) for extent in (k if left == "row" else m, n if right == "row" else k))
         text += _PRODUCT.format(name=name, a=a, c=c, m=m, n=n, k=k, left=left, right=right, lda=lda, ldb=ldb)
     return text + _REST

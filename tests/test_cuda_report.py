@@ -216,13 +216,14 @@ def require_tools() -> None:
 def test_kernels_that_nvidias_compiler_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     require_tools()
     architectures = ("sm_80", "sm_90")
-    binary = nvcc.fatbin(source(), architectures)
+    products = list(PRODUCTS)[:3]
+    binary = nvcc.fatbin(source(products), architectures)
     library = tmp_path / "library.so"
     library.write_bytes(b"\x7fELF" + bytes(99) + binary + bytes(7) + binary[:40])
     assert fatbins(library.read_bytes()) == [binary]
     codes = {(code.architecture, code.name): code for code in kernel_codes(binary)}
     for architecture in architectures:
-        for name in PRODUCTS:
+        for name in products:
             kinds = codes[architecture, name].instructions
             assert ("HMMA" if "f16" in name else "IMMA") in kinds
             assert codes[architecture, name].spills == 0

@@ -18,7 +18,7 @@ from tvm_mpq.files import sha256, user_cache, write_beside
 
 _COMMON = ("-std=c++17", "-fPIC", "-fno-extern-tls-init", "-march=native", "-fvisibility=hidden", "-w")
 _KERNELS = (
-    *("-x", "c++", "-O2", "-g1", "-include", "cuda_builtins.h"),
+    *("-x", "c++", "-O1", "-g1", "-include", "cuda_builtins.h"),
     # The sanitizer's calls tell of every access; what they do is ours (memory.cpp), so nothing of it is linked.
     *("-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"),
     # Vectors are loaded and stored whole, so that their alignment can be checked.
