@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import tvm
 from tvm import IRModule, relax
 from tvm.ir.expr import GenericConst
 from tvm.relax.expr_functor import PyExprVisitor, visitor
@@ -16,38 +19,40 @@ from tvm_mpq.cuda.linking import link_cuda
 from tvm_mpq.cuda.source import executable as cuda_executable
 from tvm_mpq.linker import link_executable
 from tvm_mpq.runtime.weights import EXPAND
-from tvm_mpq.target import Target
+from tvm_mpq.target import Target, architecture
 from tvm_mpq.transform.lift_weights import STREAM
 from tvm_mpq.transform.pipeline import build_passes
 
 
 @dataclass(frozen=True)
 class Built:
-    """A module planned for ``target``, and the stream of bit-packed weights that its function ``expand_weights`` takes.
+    """A planned module, and the stream of bit-packed weights that its function ``expand_weights`` takes.
 
+    ``tvm_target`` are the TVM target's fields, ``architectures`` those of the GPUs that machine code is made for.
     ``constants`` and ``activations`` are the bytes it holds and plans to hold while it runs, ``expanded`` those of the
     weights made of the stream.
     """
 
     planned: IRModule
-    target: Target
+    tvm_target: Mapping[str, Any]
     constants: int
     activations: int
     weights: bytes = b""
     expanded: int = 0
+    architectures: tuple[str, ...] = ()
 
     @functools.cached_property
     def executable(self) -> Executable:
         """The code, which runs in this process unless it is for another machine."""
-        if self.target.gpu is not None:
-            return cuda_executable(self.planned, self.target)
-        return relax.build(self.planned, self.target.tvm_target(), relax_pipeline=None)
+        if self.tvm_target["kind"] == "cuda":
+            return cuda_executable(self.planned, self.tvm_target)
+        return relax.build(self.planned, tvm.target.Target(dict(self.tvm_target)), relax_pipeline=None)
 
     def library(self) -> bytes:
         """The code as a shared library; raises MpqError where a linker or a compiler is missing."""
-        if self.target.gpu is not None:
-            return link_cuda(self.planned, self.target)
-        return link_executable(self.executable, self.target.architecture)
+        if self.tvm_target["kind"] == "cuda":
+            return link_cuda(self.planned, self.tvm_target, self.architectures)
+        return link_executable(self.executable, architecture(str(self.tvm_target["mtriple"])))
 
     @property
     def file_weights(self) -> int:
@@ -70,7 +75,11 @@ def build(mod: IRModule, target: Target) -> Built:
     planned = build_passes()(mod)
     sizes = _Sizes()
     sizes.visit_expr(planned["main"])
-    return Built(planned, target, sizes.constants, sizes.activations, weights, expanded)
+    target.tvm_target()  # raises for a processor that LLVM does not know
+    architectures = () if target.gpu is None else target.gpu.architectures
+    return Built(
+        planned, target.tvm_dict(), sizes.constants, sizes.activations, weights, expanded, architectures
+    )
 
 
 def stored_weights(mod: IRModule) -> int:

@@ -113,7 +113,7 @@ def compile_command(
     goal = make_goal(minimize, max_loss_increase, max_latency, max_storage) if limited else None
     shapes = parse_input_shapes(input_shape or [])
     means, scales = parse_numbers("--mean", mean), parse_numbers("--scale", scale)
-    from tvm_mpq.cli.tables import bytes_text, operators_table
+    from tvm_mpq.cli.tables import bytes_text, operators_table, units_line
     from tvm_mpq.compiler import compile_model
     from tvm_mpq.dataset import Preprocess
     from tvm_mpq.plan_weights import load_plan
@@ -182,6 +182,9 @@ def compile_command(
         markup=False,
         soft_wrap=True,
     )
+    if metadata.target.note:
+        console.print(f"{metadata.target.name}: {metadata.target.note}", markup=False, soft_wrap=True)
+        console.print(units_line(metadata.calls), markup=False)
     if fp32 is not None:
         console.print(f"{fp32}: the fp32 package that 'tvm-mpq benchmark' compares with", markup=False)
     write_json(

@@ -34,6 +34,7 @@ def search_lines(result: SearchResult) -> list[str]:
         "" if result.latency_kind == "measured" else " Latencies are MODELLED: nothing was run on the target."
     )
     lines = [f"Plan: {counted} of the operators with weights.{kind}"]
+    lines += result.latency_notes
     if result.binding:
         lines.append(
             f"NO PLAN MEETS THE LIMIT ON {' AND '.join(result.binding).upper()}: this is the nearest one."

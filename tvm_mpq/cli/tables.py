@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from tvm_mpq.runtime.metadata import OperatorRecord
+from tvm_mpq.kernels.cuda.units import macs_by_unit
+from tvm_mpq.runtime.metadata import KernelCall, OperatorRecord
 from tvm_mpq.runtime.result import LossResult, Result
 from tvm_mpq.tuning.result import TuningResult
 
@@ -27,6 +28,14 @@ def bytes_text(count: int) -> str:
         if count >= size:
             return f"{count / size:.2f} {unit}"
     return f"{count} B"
+
+
+def units_line(calls: Sequence[KernelCall]) -> str:
+    """What does a GPU's multiply-accumulates, in shares of all."""
+    counts = macs_by_unit(calls)
+    total = max(1, sum(counts.values()))
+    shares = ", ".join(f"{100 * count / total:.1f} % {unit}" for unit, count in counts.items())
+    return f"{total / 1e6:.1f} M multiply-accumulates: {shares}"
 
 
 def operators_table(operators: Sequence[OperatorRecord]) -> Table:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tvm
 from tvm import relax, te
 
 from tvm_mpq.build import Built
@@ -79,8 +78,8 @@ def _empty_call(target: Mapping[str, Any], place: Place, arguments: int) -> tupl
                 value = builder.emit(relax.call_tir(empty, [value] + [x] * (arguments - 2), ty))
             result = builder.emit_output(value)
         builder.emit_func_output(result)
-    built = relax.build(build_passes()(builder.get()), tvm.target.Target(dict(target)), relax_pipeline=None)
+    built = Built(build_passes()(builder.get()), target, 0, 0)
     inputs = {"x": np.zeros(1, np.float32)}
-    found = place(Built(built, 0, 0), [TensorSpec("x", (1,), "float32")])
+    found = place(built, [TensorSpec("x", (1,), "float32")])
     undisturbed = found.whole(inputs, _RUNS, 3) / _CALLS
     return float(np.median(found.trace(inputs, _RUNS).seconds)), float(np.median(undisturbed))

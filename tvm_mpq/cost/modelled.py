@@ -16,12 +16,15 @@ from tvm_mpq.cost.roofline import bound
 from tvm_mpq.cost.runs import lower
 from tvm_mpq.cost.table import MODELLED, CostTable
 from tvm_mpq.errors import MpqError
+from tvm_mpq.gpu import Gpu
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.precision import Precision
 from tvm_mpq.target import Roofline, Target
 
 _CALL = 1e-6
 """Seconds that a kernel call takes at least: the virtual machine's work and waking the other threads."""
+_LAUNCH = 3e-6
+"""The same of a kernel on a GPU, whose blocks start and end."""
 
 
 def model_costs(
@@ -34,23 +37,24 @@ def model_costs(
 ) -> CostTable:
     """The cost table of ``mod`` if every kernel reached its roof on ``target``; nothing is run.
 
-    The roofs come from the target's ``[roofline]``. A real kernel takes longer, by factors that differ: the table says
-    that it is modelled. Raises MpqError for a target without a roofline and for precisions it does not support.
+    The roofs come from the target's ``[roofline]`` or ``[gpu]``. A real kernel takes longer, by factors that differ:
+    the table says that it is modelled. Raises MpqError for a target without a roofline and for precisions it does not
+    support.
     """
-    if target.roofline is None:
+    if target.roofline is None and target.gpu is None:
         raise MpqError(
             f"the target {target.name} has no [roofline] to model costs from; add one to its .toml, or measure"
         )
     if threads < 1:
         raise MpqError(f"cannot model {threads} threads: at least 1")
     chosen = with_fp32(target, precisions)
-    roofline = target.roofline
+    least = _CALL if target.gpu is None else _LAUNCH
 
     def timed(plan: PrecisionPlan) -> TimedPlan:
         lowered = lower(mod, plan, target)
         constants = sum(call.constant_bytes for call in lowered.calls)
-        peaks = peaks_of(roofline, {call.step for call in lowered.calls if call.step}, threads)
-        seconds = [bound(call, peaks, constants).seconds + _CALL for call in lowered.calls]
+        peaks = _peaks(target, {call.step for call in lowered.calls if call.step}, threads)
+        seconds = [bound(call, peaks, constants).seconds + least for call in lowered.calls]
         asked = {name: str(plan[name]) for name in plan}
         return TimedPlan(asked, lowered.executed, lowered.calls, seconds)
 
@@ -65,6 +69,20 @@ def model_costs(
         cpu=target.description,
         threads=threads,
     )
+
+
+def _peaks(target: Target, steps: set[str], threads: int) -> Peaks:
+    if target.gpu is not None:
+        return gpu_peaks(target.gpu, steps)
+    assert target.roofline is not None
+    return peaks_of(target.roofline, steps, threads)
+
+
+def gpu_peaks(gpu: Gpu, steps: set[str]) -> Peaks:
+    """What a whole GPU can do at most; its one cache for all multiprocessors stands for both levels."""
+    cache = int(gpu.l2_kb * 1024)
+    rates = {step: gpu.macs_per_second(step) for step in sorted(steps)}
+    return Peaks(1, rates, gpu.l2_gbs * 1e9, gpu.l2_gbs * 1e9, gpu.memory_gbs * 1e9, cache, cache)
 
 
 def peaks_of(roofline: Roofline, steps: set[str], threads: int) -> Peaks:

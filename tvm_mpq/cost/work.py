@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tvm_mpq.kernels.cuda.kernel import CUDA
+from tvm_mpq.kernels.cuda.work import cuda_work
 from tvm_mpq.kernels.intrinsic import FLOAT, INTEGER, NEON, Intrinsic
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.kernels.weight_only import BLOCK, DIGITS, default_weight_only_tile
@@ -37,6 +39,9 @@ def kernel_work(spec: KernelSpec) -> Work:
     """The work of one call of the kernel ``spec``."""
     shape = spec.shape
     macs = shape.macs
+    if spec.instruction == CUDA:
+        step, steps = cuda_work(spec)
+        return Work(step, macs, steps)
     if spec.family == "depthwise":
         if spec.in_dtype == "float32":
             return Work(step_name(FLOAT[spec.instruction]), macs, macs)

@@ -11,9 +11,8 @@ import tvm_ffi
 
 from tvm_mpq.cuda.linking import JOB, LIBRARY, MODULE
 from tvm_mpq.cuda.nvcc import fatbin
-from tvm_mpq.cuda.source import BUILD_CONFIG
+from tvm_mpq.cuda.source import executable
 from tvm_mpq.errors import MpqError
-from tvm_mpq.kernels.cuda.spelling import register
 from tvm_mpq.linker import Linking
 
 
@@ -25,18 +24,15 @@ def main(folder: Path) -> None:
         raise MpqError(
             "TVM's CUDA runtime (libtvm_runtime_cuda.so) cannot be loaded: install apache-tvm anew"
         )
-    compiled: list[bytes] = []
 
     def compile_source(source: str) -> bytes:
-        compiled.append(fatbin(source, job["architectures"], job["nvcc"]))
-        return compiled[-1]
+        return fatbin(source, job["architectures"], job["nvcc"])
 
+    # TVM would hand an error of its callback on as a RuntimeError.
+    tvm_ffi.register_error("MpqError", MpqError)
     tvm_ffi.register_global_func("tvm_callback_cuda_compile", compile_source, override=True)
-    register()
-    with tvm.transform.PassContext(opt_level=3, config=BUILD_CONFIG):
-        target = tvm.target.Target(job["tvm_target"])
-        executable = tvm.relax.build(planned, target, relax_pipeline=None)
-    executable.export_library(str(folder / LIBRARY), fcompile=Linking(job["host_architecture"]))
+    built = executable(planned, job["tvm_target"])
+    built.export_library(str(folder / LIBRARY), fcompile=Linking(job["host_architecture"]))
 
 
 if __name__ == "__main__":

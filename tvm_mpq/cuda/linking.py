@@ -11,8 +11,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import tvm
 from tvm import IRModule
@@ -20,7 +22,7 @@ from tvm import IRModule
 from tvm_mpq.cuda.nvcc import find_nvcc
 from tvm_mpq.cuda.stand_in import stand_ins
 from tvm_mpq.errors import MpqError
-from tvm_mpq.target import Target
+from tvm_mpq.target import architecture
 
 MODULE, JOB, LIBRARY = "module.json", "job.json", "model.so"
 """Files in the folder that the process is given."""
@@ -30,19 +32,19 @@ MODULE, JOB, LIBRARY = "module.json", "job.json", "model.so"
 class Job:
     """What the process must know beside the module: the TVM target, its architectures, and the compiler's path."""
 
-    tvm_target: dict[str, object]
+    tvm_target: dict[str, Any]
     architectures: tuple[str, ...]
     host_architecture: str
     nvcc: str
 
 
-def link_cuda(planned: IRModule, target: Target) -> bytes:
-    """The shared library of a planned module for a ``target`` with a GPU.
+def link_cuda(planned: IRModule, tvm_target: Mapping[str, Any], architectures: Sequence[str]) -> bytes:
+    """The shared library of a planned module, with machine code for GPUs of all ``architectures``.
 
     Raises MpqError where the CUDA compiler or a linker for the target's processor is missing or fails.
     """
-    assert target.gpu is not None
-    job = Job(target.tvm_dict(), target.gpu.architectures, target.architecture, find_nvcc())
+    host = architecture(str(tvm_target["host"]["mtriple"]))
+    job = Job(dict(tvm_target), tuple(architectures), host, find_nvcc())
     with tempfile.TemporaryDirectory(prefix="tvm-mpq-") as name:
         folder = Path(name)
         (folder / MODULE).write_text(tvm.ir.save_json(planned), encoding="utf-8")

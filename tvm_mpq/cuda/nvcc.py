@@ -19,7 +19,7 @@ from tvm_mpq.errors import MpqError
 
 _MISSING = (
     "no CUDA compiler (nvcc) found: put it on PATH, or install it with 'pip install \"tvm-mpq[cuda]\"' "
-    "(the packages nvidia-cuda-nvcc and nvidia-cuda-runtime)"
+    "(the packages nvidia-cuda-nvcc, nvidia-cuda-runtime and nvidia-cuda-cccl)"
 )
 _FILE = "kernels.cu"
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import tvm
 import tvm_ffi
@@ -19,6 +20,9 @@ _CODEGEN = "target.build.cuda"
 BUILD_CONFIG = {"tirx.disable_storage_rewrite": True}
 
 
+Extents: TypeAlias = tuple[int | None, int | None, int | None]
+
+
 @dataclass(frozen=True)
 class CudaKernel:
     """One kernel: its name in the source, blocks and threads along x, y, z, and its parameters.
@@ -28,8 +32,8 @@ class CudaKernel:
     """
 
     name: str
-    grid: tuple[int | None, int | None, int | None]
-    block: tuple[int | None, int | None, int | None]
+    grid: Extents
+    block: Extents
     parameters: tuple[str, ...]
 
 
@@ -41,17 +45,20 @@ class CudaCode:
     kernels: tuple[CudaKernel, ...]
 
 
-def executable(planned: IRModule, target: Target) -> Executable:
-    """Build a planned module (``build_passes``); without NVIDIA's runtime the library inside holds CUDA source."""
+def executable(planned: IRModule, tvm_target: Mapping[str, Any]) -> Executable:
+    """Build a planned module (``build_passes``) for a TVM target's fields.
+
+    The library inside holds CUDA source where NVIDIA's runtime is not loaded.
+    """
     register()
     with tvm.transform.PassContext(opt_level=3, config=BUILD_CONFIG):
-        return relax.build(planned, target.tvm_target(), relax_pipeline=None)
+        return relax.build(planned, tvm.target.Target(dict(tvm_target)), relax_pipeline=None)
 
 
 def cuda_code(planned: IRModule, target: Target) -> CudaCode:
     """What is generated for the GPU of ``target`` from a planned module."""
     with _watched() as modules:
-        built = executable(planned, target)
+        built = executable(planned, target.tvm_dict())
     devices = [device for host in built.mod.imports for device in host.imports if device.kind == "cuda"]
     source = "\n".join(device.inspect_source("cuda") for device in devices)
     kernels = [_kernel(name.name_hint, f) for mod in modules for name, f in mod.functions_items()]
@@ -83,10 +90,17 @@ def _kernel(name: str, function: tirx.PrimFunc) -> CudaKernel:
             extents[str(attribute.node.thread_tag)] = getattr(attribute.value, "value", None)
 
     tvm_ffi.structural_walk(function.body, (tirx.AttrStmt, visit))
-    grid, block = (
-        tuple(extents.get(f"{kind}.{axis}", 1) for axis in "xyz") for kind in ("blockIdx", "threadIdx")
+    return CudaKernel(
+        name,
+        _along_axes(extents, "blockIdx"),
+        _along_axes(extents, "threadIdx"),
+        tuple(map(_parameter, function.params)),
     )
-    return CudaKernel(name, grid, block, tuple(map(_parameter, function.params)))
+
+
+def _along_axes(extents: Mapping[str, int | None], kind: str) -> Extents:
+    x, y, z = (extents.get(f"{kind}.{axis}", 1) for axis in "xyz")
+    return x, y, z
 
 
 def _parameter(variable: tirx.Var) -> str:

@@ -327,6 +327,7 @@ class KernelSpec:
                 self.shape, self.in_dtype, self.out, self.float_weight, self.instruction in NEON
             )
             return schedule_depthwise(definition, self.shape, tile, self._tap(tile))
+        assert isinstance(tile, ConvolutionTile)
         definition = convolution(
             self.shape, self.in_dtype, self.out, self.row, tile.rows, self.weight_group, self.adds
         )

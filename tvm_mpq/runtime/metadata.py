@@ -12,22 +12,31 @@ from tvm_mpq.runtime.decode import decode
 from tvm_mpq.target import Target
 from tvm_mpq.tensor_spec import TensorSpec
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+NEVER_EXECUTED = "compiled and emulated, never executed on a GPU"
 
 
 @dataclass(frozen=True)
 class TargetInfo:
-    """What the package was compiled for; ``features`` are the CPU flags it needs (/proc/cpuinfo spelling)."""
+    """What the package was compiled for; ``features`` are the CPU flags it needs (/proc/cpuinfo spelling).
+
+    ``note`` says what a user must know of code for this target: for GPUs what machine code there is, and that none of
+    it ran on one.
+    """
 
     name: str
     instruction: str
     features: tuple[str, ...]
     tvm: dict[str, Any]
+    note: str = ""
 
     @classmethod
     def of(cls, target: Target) -> TargetInfo:
         """The part of ``target`` that a package records."""
-        return cls(target.name, target.instruction, target.features, target.tvm_dict())
+        note = ""
+        if target.gpu is not None:
+            note = f"code for {', '.join(target.gpu.architectures)}; {NEVER_EXECUTED}"
+        return cls(target.name, target.instruction, target.features, target.tvm_dict(), note)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import asdict
 import numpy as np
 
 from tvm_mpq.build import constant_bytes, stored_weights
+from tvm_mpq.cost.notes import latency_notes
 from tvm_mpq.cpu import cpu_name
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.precision import FP32, W8A8
@@ -64,6 +65,7 @@ def report(prepared: Prepared, found: Found, limits: Mapping[str, float], unsign
         precisions=_counted(prepared, found.best.choices),
         tried=tuple(_tried(prepared, point) for point in found.measured),
         latency_kind=task.costs.kind,
+        latency_notes=latency_notes(task.costs, best),
         splits={
             "how": splits.how,
             "sha256": splits.hashes(),

@@ -20,6 +20,7 @@ from tvm_mpq.transform.assign_grids import AssignGrids, TensorRanges
 from tvm_mpq.transform.change_biases import Biases, ChangeBiases
 from tvm_mpq.transform.lift_weights import LiftWeights
 from tvm_mpq.transform.lower_operators import LowerOperators
+from tvm_mpq.transform.plain_names import PlainNames
 from tvm_mpq.transform.schedule_kernels import ScheduleKernels
 
 # A pass runs inside TVM, which would otherwise hand its errors back as RuntimeError.
@@ -56,12 +57,14 @@ class Pipeline:
 
     def lower(self, mod: IRModule, *between: tvm.transform.Pass) -> IRModule:
         """Annotated module → scheduled NHWC kernels, through the passes ``between`` once there are kernels."""
+        gpu = self.instruction == CUDA
         passes = [
             LowerOperators(self.instruction, self.observe, self.weights, self.any_codes, self.tiles),
             LiftWeights(),
             *between,
+            *([PlainNames()] if gpu else []),
             relax.transform.LegalizeOps(),
-            ScheduleKernels(self.tiles, self.instruction == CUDA),
+            ScheduleKernels(self.tiles, gpu),
         ]
         return self._run(mod, passes, 3)
 

@@ -46,8 +46,10 @@ def features(spec: KernelSpec, tiles: list[Tile]) -> npt.NDArray[np.float32]:
             own = _weight_only(spec, tile)
         elif isinstance(tile, PackedRowsTile):
             own = _packed_rows(spec, tile)
-        else:
+        elif isinstance(tile, WinogradTile):
             own = _winograd(spec, tile)
+        else:
+            raise NotImplementedError("tiles of GPUs have no features: their kernels are not tuned")
         numbers = [*kinds, *common, *own]
         row[: len(numbers)] = numbers
     return values

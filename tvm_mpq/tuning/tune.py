@@ -47,6 +47,10 @@ def tune_model(
     check_threads(threads)
     if trials < 1:
         raise MpqError(f"cannot tune with {trials} trials: give --trials of at least 1")
+    if machine.gpu is not None:
+        raise MpqError(
+            f"kernels of the target {machine.name} are not tuned: they take the default tiles of their programs"
+        )
     missing = missing_features(machine)
     if runner is None and missing:
         raise MpqError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from tvm.tirx import PrimFunc
 
@@ -14,6 +14,7 @@ from tvm_mpq.kernels.cuda.schedule_threads import schedule_threads
 from tvm_mpq.kernels.cuda.spelling import register
 from tvm_mpq.kernels.cuda.tensor_core import tensor_core
 from tvm_mpq.kernels.cuda.tile import TENSOR_CORE, CudaTile, default_cuda_tile
+from tvm_mpq.kernels.cuda.units import Unit
 from tvm_mpq.kernels.depthwise import depthwise
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 CUDA = "cuda"
 """The name of this table of instructions."""
-Unit = Literal["tensor core", "dp4a", "plain"]
-"""What multiplies: matrices of a warp, four bytes of a thread, or one number."""
 
 
 def cuda_unit(spec: KernelSpec) -> Unit:

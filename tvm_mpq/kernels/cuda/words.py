@@ -34,7 +34,7 @@ def transposed(words: list[Expr]) -> list[Expr]:
         [T.bind(_picked(words[first], words[first + 1], which)) for first in (0, 2)] for which in (low, high)
     ]
     return [
-        _picked(*pairs[half], half_word) for half in range(2) for half_word in (0x5410, 0x7632)
+        _picked(first, last, selector) for first, last in pairs for selector in (0x5410, 0x7632)
     ]  # fmt: skip
 
 
