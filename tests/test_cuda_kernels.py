@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from cuda_cases import gpu_case, run_on_gpu
 from emulated_cases import SPECS, Case
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_integer_kernels import shapes
+from tvm.script import tirx as T
 
+from tvm_mpq.cuda_check.emulator import KernelFault
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
 from tvm_mpq.kernels.spec import KernelSpec
 
@@ -89,3 +92,21 @@ def test_floats(drawn: list[ConvolutionShape]) -> None:
         spec = KernelSpec("conv2d", shape, "float32", Output("float32"), "cuda", weight_dtype=dtype)
         cases[f"{place}: {spec.name}"] = gpu_case(spec, place)
     agree(cases)
+
+
+def test_what_a_kernel_does_wrong_is_told_through_tvm() -> None:
+    @T.prim_func(s_tir=True)
+    def careless(a: T.Buffer((8,), "int32"), b: T.Buffer((8,), "int32")) -> None:
+        T.func_attr({"tirx.noalias": True})
+        for i in T.thread_binding(9, thread="threadIdx.x"):
+            with T.sblock("b"):
+                v = T.axis.spatial(9, i)
+                T.reads()
+                T.writes()
+                b[v] = a[0]
+
+    case = Case(careless, (np.ones(8, np.int32),), np.ones(8, np.int32))
+    with pytest.raises(
+        KernelFault, match=r"^kernel0_kernel: out of bounds: .*behind the end of .*\(line \d+: b"
+    ):
+        run_on_gpu({"careless": case})
