@@ -11,7 +11,7 @@ from emulated_cases import SPECS, Case
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_integer_kernels import shapes
-from tvm.script import tirx as T
+from tvm.script import tirx as T  # noqa: N812
 
 from tvm_mpq.cuda_check.emulator import KernelFault
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import threading
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +22,10 @@ _CODEGEN = "target.build.cuda"
 _DEVICE = "device_api.cuda"
 
 tvm_ffi.register_error("KernelFault", KernelFault)
+
+
+_emulators: list[Emulator] = []
+"""All of this process: TVM never unloads a library, which may call its emulator."""
 
 
 class EmulatedDevice:
@@ -51,6 +55,7 @@ class EmulatedDevice:
         emulator.on_fault(_raise)
         self.sources.append(source)
         self._emulators.append(emulator)
+        _emulators.append(emulator)
         return tvm.runtime.load_module(str(emulator.path))
 
 
@@ -79,16 +84,9 @@ def _raise(fault: KernelFault) -> None:
     library.TVMFFIErrorSetRaisedFromCStr(b"KernelFault", str(fault).encode())
 
 
-_claimed = threading.Lock()
-
-
+@functools.cache
 def _claim_device() -> None:
     """Memory of CUDA devices is host memory from now on, for this process."""
-    host = tvm.get_global_func("device_api.cpu")
-    with _claimed:
-        if getattr(_claim_device, "done", False):
-            return
-        if tvm.get_global_func(_DEVICE, allow_missing=True) is not None:
-            raise MpqError("this process uses a real CUDA device; kernels cannot be emulated beside it")
-        tvm_ffi.register_global_func(_DEVICE, host)
-        _claim_device.done = True  # type: ignore[attr-defined]
+    if tvm.get_global_func(_DEVICE, allow_missing=True) is not None:
+        raise MpqError("this process uses a real CUDA device; kernels cannot be emulated beside it")
+    tvm_ffi.register_global_func(_DEVICE, tvm.get_global_func("device_api.cpu"))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +84,11 @@ class Emulator:
         Raises MpqError as :func:`~tvm_mpq.cuda_check.compile.compile_source` does.
         """
         self.kernels = {kernel.name: index for index, kernel in enumerate(kernels)}
-        self.path = compile_source(source, kernels)
+        self._source = compile_source(source, kernels).with_suffix(".cu")
+        # A library keeps count of its launches: each emulator has one of its own.
+        self._folder = tempfile.TemporaryDirectory(prefix="tvm-mpq-")
+        self.path = Path(self._folder.name) / "kernels.so"
+        shutil.copyfile(self._source.with_suffix(".so"), self.path)
         self._library = ctypes.CDLL(str(self.path))
         self._library.cuda_check_kernel.restype = ctypes.POINTER(_Kernel)
         self._library.cuda_check_failure.restype = ctypes.POINTER(_Failure)
@@ -162,9 +168,9 @@ class Emulator:
         command = ["addr2line", "-e", str(self.path), hex(where - 1 - base)]
         said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
         name, _, number = said.partition(" ")[0].rpartition(":")
-        if not number.isdigit() or Path(name) != self.path.with_suffix(".cu"):
+        if not number.isdigit() or Path(name) != self._source:
             return ""
-        lines = self.path.with_suffix(".cu").read_text().splitlines()
+        lines = self._source.read_text().splitlines()
         return f" (line {number}: {lines[int(number) - 1].strip()[:160]})"
 
 

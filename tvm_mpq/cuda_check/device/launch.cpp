@@ -12,11 +12,6 @@ using namespace emulated;
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
 extern "C" {
-struct Failure {
-  char kind[32];
-  char message[480];
-  const void* where;
-};
 Failure* cuda_check_failure();
 int cuda_check_run(const Kernel*, const Any*, const uint64_t*, const Launch*, const Options*);
 extern Kernel cuda_check_kernels[];

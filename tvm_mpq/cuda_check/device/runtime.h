@@ -36,6 +36,13 @@ struct Kernel {
   uint64_t calls, checked;
 };
 
+// What went wrong, and where in the code (nullptr: not known).
+struct Failure {
+  char kind[32];
+  char message[480];
+  const void* where;
+};
+
 struct Launch {
   uint3 grid, block;
   uint64_t shared;
@@ -53,7 +60,6 @@ struct Lane {
   State state;
   unsigned line;       // of the barrier or collective that it waits at
   unsigned mask;       // of the collective
-  unsigned barriers;   // passed
   int kind;            // of the collective
   void* data;          // of the collective: operands in, result out
   struct Fiber* fiber;

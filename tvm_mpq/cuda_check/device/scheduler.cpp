@@ -18,12 +18,6 @@ struct Fiber {
   char* stack;
 };
 
-struct Failure {
-  char kind[32];
-  char message[480];
-  const void* where;
-};
-
 Options options;
 Launch launch;
 const Kernel* kernel;
@@ -46,8 +40,6 @@ Fiber* running;
 ucontext_t entry_context;
 const Any* arguments;
 Failure failure;
-
-void resume(Fiber* fiber);
 
 void entry() {
   for (;;) {
@@ -155,7 +147,7 @@ void run_block() {
   block_interval = ++interval;
   free_count = 0;
   for (int i = kThreads; i-- > 0;) free_fibers[free_count++] = i;
-  for (int i = 0; i < threads; ++i) lanes[i] = Lane{NEW, 0, 0, 0, 0, nullptr, nullptr};
+  for (int i = 0; i < threads; ++i) lanes[i] = Lane{NEW, 0, 0, 0, nullptr, nullptr};
   int warps = (threads + 31) / 32;
   do {
     for (int i = 0; i < warps; ++i) run_warp(options.reverse ? warps - 1 - i : i);
