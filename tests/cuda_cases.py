@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import tvm
+from cuda_texts import require_compiler
 from emulated_cases import Case
 from reference import convolve, quantized_convolution
 
@@ -63,6 +64,7 @@ def gpu_case(spec: KernelSpec, seed: int, zeros: tuple[int, int] = (117, 3)) -> 
 
 def run_on_gpu(cases: Mapping[str, Case], target: str = "cuda-sm80") -> dict[str, np.ndarray]:
     """Every case's output, all kernels compiled as one module, every launch checked."""
+    require_compiler()
     register()
     names = {name: f"kernel{place}" for place, name in enumerate(cases)}
     functions = {names[n]: case.function.with_attr("global_symbol", names[n]) for n, case in cases.items()}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import re
+import shutil
 from collections.abc import Iterable
 
 import numpy as np
+import pytest
 
 from tvm_mpq.cuda_check.emulator import Check, Emulator
 from tvm_mpq.cuda_check.kernels import KernelInfo
@@ -216,9 +218,16 @@ def source(products: Iterable[str] = tuple(PRODUCTS)) -> str:
     return text + _REST
 
 
+def require_compiler() -> None:
+    """Skip where there is nothing to emulate with."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ here: apt-get install g++")
+
+
 @functools.cache
 def emulator() -> Emulator:
     """The kernels, each launch checked."""
+    require_compiler()
     signatures = re.findall(r"(\w+)\(([^()]*)\) *\{", source())
     infos = [
         KernelInfo(name, (0,) * (listed.count(",") + 1), "")

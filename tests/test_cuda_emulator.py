@@ -7,7 +7,7 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
-from cuda_texts import PRODUCTS, aligned, emulator, operand
+from cuda_texts import PRODUCTS, aligned, emulator, operand, require_compiler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -179,5 +179,6 @@ def test_launches_that_no_device_takes(grid: list[int], block: list[int], shared
 
 
 def test_a_source_that_no_compiler_takes() -> None:
+    require_compiler()
     with pytest.raises(MpqError, match=r"g\+\+ cannot compile the CUDA source: .*nonsense"):
         Emulator('extern "C" __global__ void k(int* a) { nonsense; }', [KernelInfo("k", (0,), "")])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cuda_texts import require_compiler
 from interpreter import interpret
 from small_networks import mixed, prepared, tokens
 
@@ -25,6 +26,7 @@ from tvm_mpq.target import load_target
 
 
 def test_a_network_equals_integer_arithmetic_in_numpy() -> None:
+    require_compiler()
     prepared_network, target = prepared(tokens), load_target("jetson-orin")
     annotated = prepared_network.annotate()
     lowered = prepared_network.lower(annotated, target)
@@ -42,6 +44,7 @@ def test_the_sample_network_is_bit_for_bit_the_processors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With weights of 8 bits and of 4 bits in groups."""
+    require_compiler()
     sample.write_files(tmp_path)
     plan, report = tmp_path / "plan.json", tmp_path / "report.json"
     names = [operator.name for operator in operators(import_onnx(sample.model_path()))]

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cuda_texts import PRODUCTS, source
+from cuda_texts import PRODUCTS, require_compiler, source
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -150,6 +150,7 @@ def calculator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     header = next((place for place in places if (place / "cuda_occupancy.h").is_file()), None)
     if header is None:
         pytest.skip("no cuda_occupancy.h: the CUDA toolkit is not installed")
+    require_compiler()
     folder = tmp_path_factory.mktemp("occupancy")
     (folder / "c.cpp").write_text(CALCULATOR)
     command = [

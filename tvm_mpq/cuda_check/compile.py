@@ -1,4 +1,4 @@
-"""CUDA source → a shared library for this machine, by g++ against the headers in ``device``."""
+"""CUDA source → a shared library for this machine, by g++ against the headers in ``shim``."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ def compile_source(source: str, kernels: Sequence[KernelInfo]) -> Path:
     compiler = shutil.which("g++")
     if compiler is None:
         raise MpqError("emulating CUDA kernels needs g++ (Debian's package g++); none is on PATH")
-    with resources.as_file(resources.files("tvm_mpq") / "cuda_check" / "device") as device:
-        parts = [*sorted(device.iterdir())]
+    with resources.as_file(resources.files("tvm_mpq") / "cuda_check" / "shim") as shim:
+        parts = [*sorted(shim.iterdir())]
         key = sha256(b"\0".join([*(part.read_bytes() for part in parts), _version(compiler), *_flags()]))
         folder = user_cache("cuda_check") / key[:16]
         folder.mkdir(parents=True, exist_ok=True)
-        objects = [_build_runtime(compiler, device, folder, name) for name in _RUNTIME]
+        objects = [_build_runtime(compiler, shim, folder, name) for name in _RUNTIME]
         text = source + _footer(kernels)
         library = folder / f"{sha256(text.encode())[:24]}.so"
         if not library.exists():
-            _build(compiler, device, text, [*objects], library, _renamed(source))
+            _build(compiler, shim, text, [*objects], library, _renamed(source))
         return library
 
 
@@ -85,25 +85,25 @@ def _renamed(source: str) -> list[str]:
     return [f"-D{name}={DYNAMIC}" for name in sorted(names)]
 
 
-def _build_runtime(compiler: str, device: Path, folder: Path, name: str) -> Path:
+def _build_runtime(compiler: str, shim: Path, folder: Path, name: str) -> Path:
     built = folder / f"{name}.o"
     if not built.exists():
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             made = Path(temporary) / "made.o"
-            _run([compiler, *_COMMON, "-O2", "-c", str(device / name), "-o", str(made)])
+            _run([compiler, *_COMMON, "-O2", "-c", str(shim / name), "-o", str(made)])
             os.replace(made, built)
     return built
 
 
 def _build(
-    compiler: str, device: Path, text: str, objects: Sequence[Path], library: Path, macros: list[str]
+    compiler: str, shim: Path, text: str, objects: Sequence[Path], library: Path, macros: list[str]
 ) -> None:
     # The debug information names the source's file, which therefore stays beside the library.
     code = library.with_suffix(".cu")
     write_beside(code, text.encode())
     with tempfile.TemporaryDirectory(dir=library.parent) as temporary:
         compiled, made = Path(temporary) / "kernels.o", Path(temporary) / "made.so"
-        _run([compiler, *_COMMON, *_KERNELS, *macros, "-I", str(device), "-c", str(code), "-o", str(compiled)])
+        _run([compiler, *_COMMON, *_KERNELS, *macros, "-I", str(shim), "-c", str(code), "-o", str(compiled)])
         _run([compiler, "-shared", str(compiled), *map(str, objects), "-o", str(made)])
         os.replace(made, library)
 
