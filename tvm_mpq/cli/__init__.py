@@ -11,9 +11,11 @@ import typer
 
 from tvm_mpq.cli.analyze import analyze_command
 from tvm_mpq.cli.benchmark import benchmark
+from tvm_mpq.cli.check_cuda import check_cuda
 from tvm_mpq.cli.compile import compile_command
 from tvm_mpq.cli.costs import costs
 from tvm_mpq.cli.export import export
+from tvm_mpq.cli.kernels import kernels
 from tvm_mpq.cli.options import give_back
 from tvm_mpq.cli.rpc_server import rpc_server
 from tvm_mpq.cli.run import run
@@ -45,6 +47,8 @@ def _app() -> typer.Typer:
     app.command("search")(search)
     app.command("targets")(targets)
     app.command("export")(export)
+    app.command("check-cuda")(check_cuda)
+    app.command("kernels")(kernels)
     app.command("rpc-server")(rpc_server)
     return app
 

@@ -1,0 +1,112 @@
+"""GPU kernels of every family and precision against NumPy's integers, bit for bit, on the emulated device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cuda_cases import gpu_case, run_on_gpu
+from emulated_cases import SPECS, Case
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_integer_kernels import shapes
+from tvm.script import tirx as T  # noqa: N812
+
+from tvm_mpq.cuda_check.emulator import KernelFault
+from tvm_mpq.kernels.convolution import ConvolutionShape, Output
+from tvm_mpq.kernels.spec import KernelSpec
+
+EXAMPLES = settings(
+    max_examples=2,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+TOGETHER = 8
+"""Kernels that are compiled as one module: the compiler's start costs more than a kernel."""
+
+
+def agree(cases: dict[str, Case]) -> None:
+    for name, result in run_on_gpu(cases).items():
+        np.testing.assert_array_equal(result, cases[name].expected, err_msg=name, strict=True)
+
+
+def test_kernels_of_every_family_and_precision() -> None:
+    """One of each that differs in more than its shape."""
+    chosen: dict[tuple[object, ...], tuple[str, KernelSpec]] = {}
+    for name, spec in SPECS.items():
+        kind = (spec.family, spec.in_dtype, spec.weight_dtype, spec.out.dtype, spec.weight_bits)
+        if spec.family in ("conv2d", "depthwise", "matmul") and not spec.weight_group:
+            chosen.setdefault(kind, (name, replace(spec, instruction="cuda")))
+    cases = {name: gpu_case(spec, 1) for name, spec in chosen.values()}
+    assert len(cases) >= 10
+    agree(cases)
+    assert all(len(np.unique(case.expected)) > 10 for case in cases.values())
+
+
+@EXAMPLES
+@given(st.lists(shapes(), min_size=TOGETHER, max_size=TOGETHER), st.data())
+def test_convolutions(drawn: list[ConvolutionShape], data: st.DataObject) -> None:
+    cases = {}
+    for place, shape in enumerate(drawn):
+        bits, zeros = data.draw(st.integers(2, 8)), data.draw(st.tuples(*[st.integers(0, 255)] * 2))
+        spec = KernelSpec("conv2d", shape, "uint8", Output("uint8"), "cuda", bits)
+        cases[f"{place}: {spec.name}"] = gpu_case(spec, place, zeros)
+    agree(cases)
+
+
+@EXAMPLES
+@given(st.lists(shapes(depthwise=True), min_size=TOGETHER, max_size=TOGETHER), st.data())
+def test_depthwise(drawn: list[ConvolutionShape], data: st.DataObject) -> None:
+    cases = {}
+    for place, shape in enumerate(drawn):
+        spec = KernelSpec("depthwise", shape, "uint8", Output("uint8"), "cuda")
+        cases[f"{place}: {spec.name}"] = gpu_case(
+            spec, place, data.draw(st.tuples(*[st.integers(0, 255)] * 2))
+        )
+    agree(cases)
+
+
+@EXAMPLES
+@given(st.lists(st.tuples(*[st.integers(1, 70)] * 3), min_size=TOGETHER, max_size=TOGETHER), st.data())
+def test_matrix_multiplications(drawn: list[tuple[int, int, int]], data: st.DataObject) -> None:
+    """Of few rows, by dp4a, and of more; to 8 bits and to float."""
+    cases = {}
+    for place, (rows, channels, outputs) in enumerate(drawn):
+        rows = data.draw(st.integers(1, 4)) if place % 2 else rows
+        shape = ConvolutionShape(rows, 1, 1, channels, outputs)
+        out = Output(data.draw(st.sampled_from(["uint8", "float32"])))
+        spec = KernelSpec("matmul", shape, "uint8", out, "cuda", data.draw(st.integers(2, 8)))
+        cases[f"{place}: {spec.name}"] = gpu_case(spec, place)
+    agree(cases)
+
+
+@EXAMPLES
+@given(st.lists(shapes(), min_size=TOGETHER, max_size=TOGETHER))
+def test_floats(drawn: list[ConvolutionShape]) -> None:
+    """Sums of small integers, which floats of 16 and 32 bits hold exactly in any order."""
+    cases = {}
+    for place, shape in enumerate(drawn):
+        dtype = ("float32", "float16", "bfloat16", "int8")[place % 4]
+        spec = KernelSpec("conv2d", shape, "float32", Output("float32"), "cuda", weight_dtype=dtype)
+        cases[f"{place}: {spec.name}"] = gpu_case(spec, place)
+    agree(cases)
+
+
+def test_what_a_kernel_does_wrong_is_told_through_tvm() -> None:
+    @T.prim_func(s_tir=True)
+    def careless(a: T.Buffer((8,), "int32"), b: T.Buffer((8,), "int32")) -> None:
+        T.func_attr({"tirx.noalias": True})
+        for i in T.thread_binding(9, thread="threadIdx.x"):
+            with T.sblock("b"):
+                v = T.axis.spatial(9, i)
+                T.reads()
+                T.writes()
+                b[v] = a[0]
+
+    case = Case(careless, (np.ones(8, np.int32),), np.ones(8, np.int32))
+    with pytest.raises(
+        KernelFault, match=r"^kernel0_kernel: out of bounds: .*behind the end of .*\(line \d+: b"
+    ):
+        run_on_gpu({"careless": case})

@@ -1,0 +1,77 @@
+"""Whole networks with TVM's host code and our GPU kernels on the emulated device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cuda_texts import require_compiler
+from interpreter import interpret
+from small_networks import mixed, prepared, tokens
+
+from tvm_mpq import sample
+from tvm_mpq.build import build
+from tvm_mpq.cli import main
+from tvm_mpq.cuda.source import cuda_code
+from tvm_mpq.cuda_check.check import check_network
+from tvm_mpq.cuda_check.emulator import Check
+from tvm_mpq.cuda_check.network import EmulatedNetwork
+from tvm_mpq.errors import MpqError
+from tvm_mpq.frontend import import_onnx, operators
+from tvm_mpq.plan import PrecisionPlan
+from tvm_mpq.precision import Precision
+from tvm_mpq.target import load_target
+
+
+def test_a_network_equals_integer_arithmetic_in_numpy() -> None:
+    require_compiler()
+    prepared_network, target = prepared(tokens), load_target("jetson-orin")
+    annotated = prepared_network.annotate()
+    lowered = prepared_network.lower(annotated, target)
+    emulated = EmulatedNetwork(lowered, target, Check.ALWAYS)
+    feeds = prepared_network.feeds()
+    for batch in (feeds, {name: array * np.float32(25) for name, array in feeds.items()}):
+        for ours, exact in zip(emulated.run(*batch.values()), interpret(annotated, batch), strict=True):
+            np.testing.assert_array_equal(ours, exact, strict=True)
+            assert len(np.unique(ours)) > 10, "a network that says nothing proves nothing"
+    # This machine's processor in place of the target's leaves the GPU's source as it is.
+    assert emulated.source == cuda_code(build(lowered, target).planned, target).source
+
+
+def test_the_sample_network_is_bit_for_bit_the_processors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With weights of 8 bits and of 4 bits in groups."""
+    require_compiler()
+    sample.write_files(tmp_path)
+    plan, report = tmp_path / "plan.json", tmp_path / "report.json"
+    names = [operator.name for operator in operators(import_onnx(sample.model_path()))]
+    cycle = [Precision.parse(text) for text in ("w8a8", "w4g32a8")]
+    chosen = {name: cycle[place % 2] for place, name in enumerate(names)}
+    plan.write_text(PrecisionPlan(chosen).to_json())
+    arguments = [
+        "check-cuda",
+        str(tmp_path / "fashion.onnx"),
+        "--calibration",
+        str(tmp_path / "calibration.npz"),
+    ]
+    arguments += ["--plan", str(plan), "--target", "cuda-sm80", "--samples", "2", "--json", str(report)]
+    assert main(arguments) == 0
+    assert "output 0: bit for bit the CPU's" in capsys.readouterr().out
+    result = json.loads(report.read_text())
+    assert result["kernels"] >= 15
+    assert [(output["different"], output["elements"]) for output in result["outputs"]] == [(0, 20)]
+
+
+def test_a_target_without_a_gpu() -> None:
+    prepared_network = prepared(mixed)
+    with pytest.raises(MpqError, match="cascadelake has no GPU"):
+        check_network(
+            prepared_network.mod,
+            prepared_network.plan("w8a8"),
+            prepared_network.ranges,
+            load_target("cascadelake"),
+            [],
+        )
