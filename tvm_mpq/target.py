@@ -151,9 +151,9 @@ def architecture(triple: str) -> str:
     return "arm" if first.startswith("arm") and first != "arm64" else first.replace("arm64", "aarch64")
 
 
-def missing_features(target: Target) -> list[str]:
-    """The CPU features ``target`` needs that this machine lacks, in the target's order."""
-    here = cpu_features()
+def missing_features(target: Target, features: frozenset[str] | None = None) -> list[str]:
+    """The CPU features ``target`` needs that a machine with ``features`` (this one) lacks, in the target's order."""
+    here = cpu_features() if features is None else features
     return [feature for feature in target.features if feature not in here]
 
 
