@@ -87,9 +87,9 @@ def tracking() -> Iterator[Address]:
         tracker.terminate()
 
 
-def wait_for(condition: object, seconds: float = 20.0) -> None:
+def wait_for(condition: object, seconds: float = 20.0, pause: float = 0.05) -> None:
     assert callable(condition)
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
+        time.sleep(pause)

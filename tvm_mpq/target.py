@@ -163,9 +163,9 @@ def machine_features() -> frozenset[str]:
     return cpu_features() | gpu_features()
 
 
-def missing_features(target: Target) -> list[str]:
-    """The features ``target`` needs that this machine lacks, in the target's order."""
-    here = machine_features()
+def missing_features(target: Target, features: frozenset[str] | None = None) -> list[str]:
+    """The features ``target`` needs that a machine with ``features`` (this one) lacks, in the target's order."""
+    here = machine_features() if features is None else features
     return [feature for feature in target.features if feature not in here]
 
 

@@ -15,8 +15,8 @@ from tvm_mpq.cli.options import (
     RpcTrackerOption,
     ThreadsOption,
     check_output_file,
+    parse_device,
     parse_input_shapes,
-    parse_machine,
 )
 from tvm_mpq.errors import MpqError
 
@@ -66,9 +66,8 @@ def costs(
     from tvm_mpq.target import load_target
 
     machine = load_target(target)
-    remote = rpc is not None or rpc_tracker is not None or rpc_key is not None
-    device = parse_machine(rpc, rpc_tracker, rpc_key, rpc_timeout) if remote else None
-    if modelled and remote:
+    device = parse_device(rpc, rpc_tracker, rpc_key, rpc_timeout)
+    if modelled and device is not None:
         raise MpqError("give --modelled or a device to measure on, not both")
     chosen = [Precision.parse(text.strip()) for text in precisions.split(",")]
     mod = import_onnx(model, shapes or None)

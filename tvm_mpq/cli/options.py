@@ -12,6 +12,7 @@ import typer
 from tvm_mpq.errors import MpqError
 
 if TYPE_CHECKING:
+    from tvm_mpq.device.machine import DeviceMachine
     from tvm_mpq.runtime.machine import Machine
 
 JsonOption = Annotated[
@@ -45,6 +46,15 @@ RpcTimeoutOption = Annotated[
 
 def parse_machine(rpc: str | None, tracker: str | None, key: str | None, seconds: float) -> Machine:
     """Where to run: this machine, or the device that the options name. Raises MpqError for options that do not fit."""
+    from tvm_mpq.runtime.machine import ThisMachine
+
+    return parse_device(rpc, tracker, key, seconds) or ThisMachine()
+
+
+def parse_device(
+    rpc: str | None, tracker: str | None, key: str | None, seconds: float
+) -> DeviceMachine | None:
+    """The device that the options name, None where they name none. Raises MpqError for options that do not fit."""
     if rpc is not None and (tracker is not None or key is not None):
         raise MpqError("give --rpc, or --rpc-tracker and --rpc-key, not both")
     if (tracker is None) != (key is None):
@@ -54,14 +64,13 @@ def parse_machine(rpc: str | None, tracker: str | None, key: str | None, seconds
     from tvm_mpq.device.address import parse_address
     from tvm_mpq.device.connection import Place
     from tvm_mpq.device.machine import DeviceMachine
-    from tvm_mpq.runtime.machine import ThisMachine
 
     if rpc is not None:
         machine = DeviceMachine(Place(parse_address("--rpc", rpc)), seconds)
     elif tracker is not None:
         machine = DeviceMachine(Place(parse_address("--rpc-tracker", tracker), key or ""), seconds)
     else:
-        return ThisMachine()
+        return None
     _at_end.append(machine.close)
     return machine
 

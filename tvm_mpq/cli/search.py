@@ -12,12 +12,18 @@ from tvm_mpq.cli.options import (
     JsonOption,
     MeanOption,
     ResizeOption,
+    RpcKeyOption,
+    RpcOption,
+    RpcTimeoutOption,
+    RpcTrackerOption,
     ScaleOption,
     ThreadsOption,
     check_output_file,
+    parse_device,
     parse_input_shapes,
     parse_numbers,
 )
+from tvm_mpq.errors import MpqError
 from tvm_mpq.files import user_cache
 from tvm_mpq.precision import SEARCHED
 
@@ -100,7 +106,7 @@ def search(
         typer.Option(
             metavar="FILE",
             help="What 'tvm-mpq costs' wrote.",
-            show_default="measured here, or modelled for a target that is not",
+            show_default="measured on the device or here, or modelled for a target that is not",
         ),
     ] = None,
     loss: LossOption = "cross-entropy",
@@ -123,6 +129,10 @@ def search(
     scale: ScaleOption = "1",
     cache: CacheOption = None,
     seed: Annotated[int, typer.Option(help="Of splits, proposals and the bootstrap.")] = 0,
+    rpc: RpcOption = None,
+    rpc_tracker: RpcTrackerOption = None,
+    rpc_key: RpcKeyOption = None,
+    rpc_timeout: RpcTimeoutOption = 300.0,
     json: JsonOption = None,
 ) -> None:
     """Find the precision of every operator that gives the least loss, latency or storage under limits."""
@@ -130,6 +140,9 @@ def search(
     check_output_file("--json", json)
     goal = make_goal(minimize, max_loss_increase, max_latency, max_storage)
     shapes = parse_input_shapes(input_shape or [])
+    device = parse_device(rpc, rpc_tracker, rpc_key, rpc_timeout)
+    if costs is not None and device is not None:
+        raise MpqError("give --costs or a device to measure them on, not both")
     means, scales = parse_numbers("--mean", mean), parse_numbers("--scale", scale)
     from tvm_mpq.cost.table import CostTable
     from tvm_mpq.dataset import Preprocess
@@ -149,6 +162,7 @@ def search(
         target=target,
         sensitivity_table=None if sensitivity is None else SensitivityTable.load(sensitivity),
         costs=None if costs is None else CostTable.load(costs),
+        device=device,
         input_shapes=shapes or None,
         preprocess=Preprocess(resize=resize, mean=means, scale=scales),
         cache=cache,

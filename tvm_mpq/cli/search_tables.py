@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tvm_mpq.cli.tables import bytes_text
+from tvm_mpq.cost.table import MEASURED
 from tvm_mpq.search.result import Change, Row, SearchResult
 
 
@@ -30,9 +31,9 @@ def search_table(result: SearchResult) -> Table:
 def search_lines(result: SearchResult) -> list[str]:
     """What the table leaves to say."""
     counted = ", ".join(f"{count} {name}" for name, count in sorted(result.precisions.items(), reverse=True))
-    kind = (
-        "" if result.latency_kind == "measured" else " Latencies are MODELLED: nothing was run on the target."
-    )
+    kind = f" Latencies are of kernels measured on {result.latency_cpu}."
+    if result.latency_kind != MEASURED:
+        kind = " Latencies are MODELLED: nothing was run on the target."
     lines = [f"Plan: {counted} of the operators with weights.{kind}"]
     lines += result.latency_notes
     if result.binding:

@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from tvm_mpq.cli.console import progress_bar, stdout, write_json
-from tvm_mpq.cli.options import JsonOption, check_output_file, parse_input_shapes
+from tvm_mpq.cli.options import (
+    JsonOption,
+    RpcKeyOption,
+    RpcOption,
+    RpcTimeoutOption,
+    RpcTrackerOption,
+    check_output_file,
+    parse_device,
+    parse_input_shapes,
+)
 from tvm_mpq.errors import MpqError
 
 
@@ -41,9 +50,15 @@ def tune(
         bool, typer.Option("--baseline/--no-baseline", help="Also tune fp32, with as many trials.")
     ] = True,
     seed: Annotated[int, typer.Option(help="Of the tiles that chance picks, and of the cost model.")] = 0,
+    rpc: RpcOption = None,
+    rpc_tracker: RpcTrackerOption = None,
+    rpc_key: RpcKeyOption = None,
+    rpc_timeout: RpcTimeoutOption = 300.0,
     json: JsonOption = None,
 ) -> None:
-    """Search better tiles for a network's kernels by measuring them on this machine.
+    """Search better tiles for a network's kernels by measuring them here, or on devices.
+
+    All devices that the tracker has of the key measure at the same time.
 
     Run it again with the same --tuning-logs to go on after an interruption: nothing is measured twice.
     """
@@ -55,6 +70,7 @@ def tune(
     from tvm_mpq.plan import PrecisionPlan
     from tvm_mpq.tuning.tune import tune_model
 
+    device = parse_device(rpc, rpc_tracker, rpc_key, rpc_timeout)
     console = stdout()
     with progress_bar() as progress:
         result = tune_model(
@@ -69,6 +85,7 @@ def tune(
             time_limit=None if time_limit is None else 60 * time_limit,
             baseline=baseline,
             seed=seed,
+            device=device,
             say=lambda line: console.print(line, markup=False, soft_wrap=True),
             progress=progress,
         )

@@ -21,7 +21,7 @@ from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.precision import FP32, Precision
 from tvm_mpq.runtime.arrays import noise
 from tvm_mpq.runtime.machine import Machine, ThisMachine
-from tvm_mpq.target import Target
+from tvm_mpq.target import Target, missing_features
 
 
 def measure_costs(
@@ -47,7 +47,7 @@ def measure_costs(
     """
     where = device or ThisMachine()
     threads = where.threads(threads)
-    lacking = [feature for feature in target.features if feature not in where.features]
+    lacking = missing_features(target, where.features)
     if lacking:
         which = "this machine" if device is None else "the device"
         raise MpqError(

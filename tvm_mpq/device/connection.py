@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import socket
-import struct
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
 from tvm_mpq.device.address import Address
 from tvm_mpq.device.relay import Relay
+from tvm_mpq.device.tracker import CONNECT_SECONDS, Tracker
 from tvm_mpq.errors import MpqError
 from tvm_mpq.files import sha256
 
 PREFIX = "tvm_mpq.device."
-CONNECT_SECONDS = 30.0
-"""Enough for an emulated device to start the process that serves a connection."""
 SLOWEST = 200_000
 """Bytes a second that an upload may take at worst."""
 
@@ -35,18 +32,24 @@ class Place:
     def __str__(self) -> str:
         return f"{self.key} at tracker {self.address}" if self.key else f"device {self.address}"
 
+    def count(self) -> int:
+        """How many devices there are, whether they are free or not. Raises MpqError where the tracker knows none."""
+        return Tracker(self.address).count(self.key) if self.key else 1
+
 
 class Connection:
     """A connection to a device that runs ``tvm-mpq rpc-server``.
 
     Calls raise DeviceLostError where the device does not answer within ``seconds``, and MpqError for what it refuses.
+    ``longest`` are the seconds after which the device itself ends the connection (0: never), whatever runs then: a
+    kernel that never ends would keep it from everybody else.
     """
 
-    def __init__(self, place: Place, seconds: float) -> None:
+    def __init__(self, place: Place, seconds: float, longest: float = 0.0) -> None:
         self.place, self.seconds = place, seconds
         self.address, match = place.address, ""
         if place.key:
-            self.address, match = _ask_tracker(place, seconds)
+            self.address, match = Tracker(place.address).request(place.key, seconds)
         self.name = f"the device {self.address}" + (f" ({place.key})" if place.key else "")
         try:
             self._relay = Relay(self.address, CONNECT_SECONDS)
@@ -57,7 +60,7 @@ class Connection:
 
         self._remote = self._limited(
             CONNECT_SECONDS,
-            lambda: rpc.connect("127.0.0.1", self._relay.port, match),
+            lambda: rpc.connect("127.0.0.1", self._relay.port, match, longest),
             "does not serve: another client may have it, or it is no RPC server",
         )
         self._files: dict[str, str] = {}
@@ -125,35 +128,3 @@ class Connection:
                 raise DeviceLostError(f"{self.name} {excuse} ({reason})" if excuse else lost) from None
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise MpqError(f"{self.name}: {lines[-1].strip()}") from error
-
-
-def _ask_tracker(place: Place, seconds: float) -> tuple[Address, str]:
-    """The address of a free device with the key, and the word that opens it; waits up to ``seconds`` for one."""
-    from tvm.rpc import base
-
-    try:
-        with socket.create_connection(place.address, timeout=CONNECT_SECONDS) as tracker:
-            tracker.settimeout(CONNECT_SECONDS)
-            tracker.sendall(struct.pack("<i", base.RPC_TRACKER_MAGIC))
-            if struct.unpack("<i", base.recvall(tracker, 4))[0] != base.RPC_TRACKER_MAGIC:
-                raise MpqError(f"{place.address} is no RPC tracker")
-            base.sendjson(tracker, [base.TrackerCode.SUMMARY])
-            _, summary = base.recvjson(tracker)
-            keys = sorted({str(info["key"]).removeprefix("server:") for info in summary["server_info"]})
-            if place.key not in keys:
-                known = ", ".join(keys) if keys else "none at all"
-                raise MpqError(
-                    f"the tracker {place.address} has no device with the key {place.key!r}: it has {known}"
-                )
-            tracker.settimeout(seconds)
-            base.sendjson(tracker, [base.TrackerCode.REQUEST, place.key, "", 1])
-            code, answer = base.recvjson(tracker)
-    except TimeoutError:
-        raise MpqError(f"no device with the key {place.key!r} became free within {seconds:g} s") from None
-    except (OSError, struct.error, ValueError, KeyError) as error:
-        said = getattr(error, "strerror", None) or str(error) or "it closed the connection"
-        raise MpqError(f"cannot ask the tracker {place.address}: {said}") from None
-    if code != base.TrackerCode.SUCCESS:
-        raise MpqError(f"the tracker {place.address} gives no device: {answer}")
-    host, port, match = answer
-    return Address(host, int(port)), str(match)

@@ -17,6 +17,7 @@ from typing import Any
 from tvm_mpq.cpu import cpu_features, cpu_name
 from tvm_mpq.errors import MpqError
 from tvm_mpq.files import sha256
+from tvm_mpq.runtime.kernel_timing import measure_kernels
 from tvm_mpq.runtime.package import Package
 from tvm_mpq.runtime.resident import resident_bytes
 from tvm_mpq.runtime.session import Session
@@ -92,6 +93,11 @@ class Functions:
         """The memory that the uploaded package takes, measured in a process of its own."""
         return {"bytes": resident_bytes(Package.load(_folder() / name), threads)}
 
+    def measure(self, request: str) -> Answer:
+        """Seconds of uploaded kernels; ``request`` is a JSON list of what measure_kernels takes, the files by name."""
+        names, *others = json.loads(request)
+        return {"seconds": measure_kernels([str(_folder() / name) for name in names], *others)}
+
     def set_input(self, handle: int, name: str, tensor: Any) -> None:
         """The array of an input for the runs to come."""
         self._opened[handle].inputs[name] = tensor.numpy()
@@ -107,8 +113,9 @@ def register() -> None:
     """Register the functions with TVM, for the connections that are made in processes forked from this one."""
     import tvm_ffi
 
+    versions()  # Found once and not by each connection: that takes an emulated device most of a second.
     functions = Functions()
-    for name in ("describe", "sha256", "open", "run", "time", "trace", "resident"):
+    for name in ("describe", "sha256", "open", "run", "time", "trace", "resident", "measure"):
         tvm_ffi.register_global_func(PREFIX + name, _answering(getattr(functions, name)), override=True)
     for name in ("set_input", "output"):
         tvm_ffi.register_global_func(PREFIX + name, getattr(functions, name), override=True)

@@ -34,16 +34,16 @@ class DeviceMachine:
     @property
     def cpu(self) -> str:
         """The processor's name."""
-        return str(self._connected().about["cpu"])
+        return self.attempt(lambda connection: str(connection.about["cpu"]))
 
     @property
     def features(self) -> frozenset[str]:
         """The processor's features."""
-        return frozenset(self._connected().about["features"])
+        return self.attempt(lambda connection: frozenset(connection.about["features"]))
 
     def threads(self, threads: int | None) -> int:
         """``threads``, or all that the device has for None; raises MpqError for what it cannot have."""
-        most = int(self._connected().about["processors"])
+        most = self.attempt(lambda connection: int(connection.about["processors"]))
         if threads is not None and not 1 <= threads <= most:
             raise MpqError(f"cannot run with {threads} threads: {self._connected().name} offers 1 to {most}")
         return most if threads is None else threads

@@ -65,6 +65,7 @@ def report(prepared: Prepared, found: Found, limits: Mapping[str, float], unsign
         precisions=_counted(prepared, found.best.choices),
         tried=tuple(_tried(prepared, point) for point in found.measured),
         latency_kind=task.costs.kind,
+        latency_cpu=task.costs.cpu,
         latency_notes=latency_notes(task.costs, best),
         splits={
             "how": splits.how,

@@ -24,6 +24,7 @@ from tvm_mpq.frontend import import_onnx, io_specs
 from tvm_mpq.loss import get_loss
 from tvm_mpq.plan_weights import PlanWeights, beside_plan, save_plan
 from tvm_mpq.precision import W8A8
+from tvm_mpq.runtime.machine import Machine
 from tvm_mpq.search.belief import Belief
 from tvm_mpq.search.change import Estimate, estimate
 from tvm_mpq.search.choices import loss_estimates
@@ -59,6 +60,7 @@ def search_model(
     options: SearchOptions | None = None,
     sensitivity_table: SensitivityTable | None = None,
     costs: CostTable | None = None,
+    device: Machine | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     preprocess: Preprocess | None = None,
     cache: Path | None = None,
@@ -69,8 +71,8 @@ def search_model(
 
     The best plan so far is always there, with its weights beside it (:mod:`tvm_mpq.plan_weights`). ``selection`` and
     ``evaluation`` are cut from the other sets where they are not given (:class:`~tvm_mpq.search.splits.Splits`).
-    ``costs`` are measured here where they are not given, or modelled for a target that does not run here. ``cache``
-    is a folder that lets an interrupted search go on. Raises MpqError for everything that a user can mend.
+    ``costs`` are measured on ``device`` or here where they are not given, or modelled for a target that does not run
+    here. ``cache`` is a folder that lets an interrupted search go on. Raises MpqError for all that a user can mend.
     """
     chosen = options or SearchOptions()
     machine = target if isinstance(target, Target) else load_target(target)
@@ -86,7 +88,7 @@ def search_model(
         seconds[step] = time.perf_counter() - started - sum(seconds.values())
         say(f"{step}: {seconds[step]:.1f} s")
 
-    table = costs or _costs(mod, machine, chosen, digest, progress)
+    table = costs or _costs(mod, machine, chosen, digest, device, progress)
     if table.model_sha256 != digest:
         raise MpqError(f"the cost table is of another network than {model}: run 'tvm-mpq costs' on it")
     clock("costs")
@@ -126,9 +128,14 @@ def _splits(
 
 
 def _costs(
-    mod: IRModule, target: Target, options: SearchOptions, digest: str, progress: Progress | None
+    mod: IRModule,
+    target: Target,
+    options: SearchOptions,
+    digest: str,
+    device: Machine | None,
+    progress: Progress | None,
 ) -> CostTable:
-    if missing_features(target):
+    if device is None and missing_features(target):
         return model_costs(mod, target, options.precisions, model_sha256=digest, threads=options.threads)
     return measure_costs(
         mod,
@@ -138,6 +145,7 @@ def _costs(
         threads=options.threads,
         cache=default_cache(),
         progress=progress,
+        device=device,
     )
 
 

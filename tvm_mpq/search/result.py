@@ -71,8 +71,8 @@ class SearchResult:
     (what of the change is only that), uniform w8a8 rounded to nearest, and the plan. ``binding`` names limits that no
     plan meets: then the plan is the nearest to them. ``selection`` is the plan's change where it was selected, which is
     too good to be believed. ``front`` are further plans on the evaluation set
-    (:mod:`~tvm_mpq.search.pareto`). ``latency_kind`` is ``measured`` or ``modelled``, and ``latency_notes`` say what a
-    model makes of the precisions (:mod:`~tvm_mpq.cost.notes`).
+    (:mod:`~tvm_mpq.search.pareto`). ``latency_kind`` is ``measured`` (on ``latency_cpu``) or ``modelled``, and
+    ``latency_notes`` say what a model makes of the precisions (:mod:`~tvm_mpq.cost.notes`).
     """
 
     rows: tuple[Row, ...]
@@ -85,6 +85,7 @@ class SearchResult:
     precisions: Mapping[str, int]
     tried: tuple[Tried, ...]
     latency_kind: str
+    latency_cpu: str
     splits: Mapping[str, Any]
     seconds: Mapping[str, float]
     environment: Mapping[str, Any]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tvm_mpq.kernels.spec import KernelSpec
-from tvm_mpq.linker import link_shared
+from tvm_mpq.linker import Linking
+from tvm_mpq.target import architecture
 from tvm_mpq.tuning.record import tile_from_json
 
 
@@ -20,5 +21,5 @@ def build_tile(spec: str, tile: str, target: dict[str, Any], path: str) -> list[
     function = KernelSpec.from_json(spec).with_tile(decisions).schedule(decisions)
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
     built = tvm.tirx.build(module, target=tvm.target.Target(target))
-    built.export_library(path, fcompile=link_shared)
+    built.export_library(path, fcompile=Linking(architecture(target["mtriple"])))
     return [([int(extent) for extent in p.shape], str(p.dtype)) for p in function.params]

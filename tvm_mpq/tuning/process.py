@@ -18,7 +18,11 @@ import tvm_mpq
 
 
 class WorkerError(Exception):
-    """What a request failed with: an exception in the worker, its death, or the time limit."""
+    """What a request failed with: an exception in the worker, of the class ``kind``, its death, or the time limit."""
+
+    def __init__(self, text: str, kind: str = "") -> None:
+        super().__init__(f"{kind}: {text}" if kind else text)
+        self.text, self.kind = text, kind
 
 
 class Worker:
@@ -42,7 +46,7 @@ class Worker:
             self.close()
             raise WorkerError("the process died") from None
         if "error" in answer:
-            raise WorkerError(answer["error"])
+            raise WorkerError(answer["error"], answer["kind"])
         return answer["value"]
 
     def close(self) -> None:
@@ -70,29 +74,36 @@ class WorkerPool:
 
     def __init__(self, count: int) -> None:
         self._workers = [Worker() for _ in range(count)]
-        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        # Those that have just worked are asked first: a worker that is never needed is never started.
+        self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
         for worker in self._workers:
             self._idle.put(worker)
         self._threads = ThreadPoolExecutor(count)
 
     def map(self, requests: Sequence[Sequence[Any]], limit: float) -> list[Any]:
         """The answer to each request, or the WorkerError it failed with."""
-        return list(self._threads.map(lambda request: self._call(request, limit), requests))
+
+        def answer(request: Sequence[Any]) -> Any:
+            try:
+                return self.call(request, limit)
+            except WorkerError as error:
+                return error
+
+        return list(self._threads.map(answer, requests))
+
+    def call(self, request: Sequence[Any], limit: float) -> Any:
+        """The answer of a worker that is free, or becomes it; raises WorkerError as :meth:`Worker.call` does."""
+        worker = self._idle.get()
+        try:
+            return worker.call(request, limit)
+        finally:
+            self._idle.put(worker)
 
     def close(self) -> None:
         """End the processes."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for worker in self._workers:
             worker.close()
-
-    def _call(self, request: Sequence[Any], limit: float) -> Any:
-        worker = self._idle.get()
-        try:
-            return worker.call(request, limit)
-        except WorkerError as error:
-            return error
-        finally:
-            self._idle.put(worker)
 
 
 def _line(process: subprocess.Popen[bytes], end: float) -> bytes:

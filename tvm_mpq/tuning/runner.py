@@ -1,16 +1,17 @@
-"""Build and time tiles on this machine. Another kind of machine is another class with the same two methods."""
+"""Build and time tiles on this machine. Devices are measured by :mod:`tvm_mpq.tuning.remote_runner`."""
 
 from __future__ import annotations
 
 import itertools
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
+from tvm_mpq.cpu import cpu_name
 from tvm_mpq.kernels.spec import KernelSpec, Tile
 from tvm_mpq.runtime.threads import available_threads
 from tvm_mpq.target import Target
@@ -37,10 +38,17 @@ class Timing:
         return statistics.median(self.seconds) if self.seconds else None
 
 
+Job = tuple[KernelSpec, Tile]
+
+
 class Runner(Protocol):
     """Where tiles are measured."""
 
-    def measure(self, jobs: Sequence[tuple[KernelSpec, Tile]], rounds: int) -> list[Timing]:
+    @property
+    def cpu(self) -> str:
+        """The processor's name."""
+
+    def measure(self, jobs: Sequence[Job], rounds: int) -> list[Timing]:
         """Time each job in each of ``rounds`` rounds, the jobs interleaved."""
 
     def __enter__(self) -> Runner: ...
@@ -51,21 +59,20 @@ class Runner(Protocol):
         """Let go of the machine."""
 
 
-class LocalRunner:
-    """Builds on all processors, then times in one process with ``threads`` threads while nothing builds.
+TimeLibraries = Callable[[list[str], list[Any], int], list[list[float]]]
+"""Times the kernels of library files with such parameters in so many rounds; raises WorkerError where it cannot."""
 
-    It does what MetaSchedule's LocalBuilder and LocalRunner do, in the third of the time for small kernels: workers
-    stay alive between batches, and a batch is timed interleaved, which cancels most of what else the machine does.
-    """
 
-    def __init__(self, target: Target, threads: int, seed: int = 0) -> None:
-        self._target, self._threads, self._seed = target.tvm_dict(), threads, seed
+class Builds:
+    """Builds jobs on all processors, has ``time`` measure them, and finds out which of them is at fault for a crash."""
+
+    def __init__(self, target: Target, time: TimeLibraries) -> None:
+        self._target, self._time = target.tvm_dict(), time
         self._builders = WorkerPool(available_threads())
-        self._timer = Worker()
         self._folder = tempfile.TemporaryDirectory(prefix="tvm-mpq-tune-")
         self._numbers = itertools.count()
 
-    def measure(self, jobs: Sequence[tuple[KernelSpec, Tile]], rounds: int) -> list[Timing]:
+    def measure(self, jobs: Sequence[Job], rounds: int) -> list[Timing]:
         """See :class:`Runner`."""
         paths = [str(Path(self._folder.name) / f"{next(self._numbers)}.so") for _ in jobs]
         requests = [
@@ -76,7 +83,7 @@ class LocalRunner:
         result = [Timing(error=str(value)) if isinstance(value, WorkerError) else Timing() for value in built]
         good = [i for i, timing in enumerate(result) if not timing.error]
         try:
-            seconds = self._time([paths[i] for i in good], [built[i] for i in good], rounds)
+            seconds = self._time([paths[i] for i in good], [built[i] for i in good], rounds) if good else []
         except WorkerError as error:
             if len(jobs) > 2:
                 result = self._one_by_one(jobs, rounds)
@@ -89,12 +96,7 @@ class LocalRunner:
             Path(path).unlink(missing_ok=True)
         return result
 
-    def _time(self, paths: list[str], parameters: list[object], rounds: int) -> list[list[float]]:
-        request = ("measure", paths, parameters, self._threads, rounds, self._seed)
-        answer: list[list[float]] = self._timer.call(request, _MEASURE_SECONDS) if paths else []
-        return answer
-
-    def _one_by_one(self, jobs: Sequence[tuple[KernelSpec, Tile]], rounds: int) -> list[Timing]:
+    def _one_by_one(self, jobs: Sequence[Job], rounds: int) -> list[Timing]:
         """After a crash: each job beside the first, so that only the one that crashes is lost."""
         (alone,) = self.measure(jobs[:1], rounds)
         if alone.error:
@@ -105,8 +107,35 @@ class LocalRunner:
     def close(self) -> None:
         """End the processes and delete the files."""
         self._builders.close()
-        self._timer.close()
         self._folder.cleanup()
+
+
+class LocalRunner:
+    """Builds on all processors, then times in one process with ``threads`` threads while nothing builds.
+
+    It does what MetaSchedule's LocalBuilder and LocalRunner do, in the third of the time for small kernels: workers
+    stay alive between batches, and a batch is timed interleaved, which cancels most of what else the machine does.
+    """
+
+    def __init__(self, target: Target, threads: int, seed: int = 0) -> None:
+        self.cpu = cpu_name()
+        self._threads, self._seed = threads, seed
+        self._timer = Worker()
+        self._builds = Builds(target, self._time)
+
+    def measure(self, jobs: Sequence[Job], rounds: int) -> list[Timing]:
+        """See :class:`Runner`."""
+        return self._builds.measure(jobs, rounds)
+
+    def _time(self, paths: list[str], parameters: list[Any], rounds: int) -> list[list[float]]:
+        request = ("measure", paths, parameters, self._threads, rounds, self._seed)
+        answer: list[list[float]] = self._timer.call(request, _MEASURE_SECONDS)
+        return answer
+
+    def close(self) -> None:
+        """End the processes and delete the files."""
+        self._builds.close()
+        self._timer.close()
 
     def __enter__(self) -> LocalRunner:
         return self

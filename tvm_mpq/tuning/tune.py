@@ -7,13 +7,15 @@ from pathlib import Path
 
 from rich.progress import Progress
 
+from tvm_mpq.device.machine import DeviceMachine
 from tvm_mpq.errors import MpqError
 from tvm_mpq.frontend import import_onnx, operators
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.precision import FP32, Precision
-from tvm_mpq.runtime.threads import check_threads
+from tvm_mpq.runtime.machine import ThisMachine
 from tvm_mpq.target import Target, load_target, missing_features
 from tvm_mpq.tuning.log import log_folder
+from tvm_mpq.tuning.remote_runner import RemoteRunner
 from tvm_mpq.tuning.result import TuningResult
 from tvm_mpq.tuning.runner import LocalRunner, Runner
 from tvm_mpq.tuning.tuner import Tuner
@@ -33,28 +35,30 @@ def tune_model(
     time_limit: float | None = None,
     baseline: bool = True,
     seed: int = 0,
-    runner: Runner | None = None,
+    device: DeviceMachine | None = None,
     say: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> TuningResult:
     """Tune the kernels of an ONNX file under ``plan`` (or all at ``precision``), and with ``baseline`` in fp32.
 
     Records are read from and added to the folder ``logs``. ``trials`` tiles are measured for the plan and as many for
-    the baseline, with ``threads`` threads; no batch starts after ``time_limit`` seconds. ``runner`` is another machine
-    to measure on. Raises MpqError for everything that a user can mend.
+    the baseline, with ``threads`` threads, here or on ``device`` and all others of its key at the tracker; no batch
+    starts after ``time_limit`` seconds. Raises MpqError for everything that a user can mend.
     """
     machine = target if isinstance(target, Target) else load_target(target)
-    check_threads(threads)
+    where = device or ThisMachine()
+    threads = where.threads(threads)
     if trials < 1:
         raise MpqError(f"cannot tune with {trials} trials: give --trials of at least 1")
     if machine.gpu is not None:
         raise MpqError(
             f"kernels of the target {machine.name} are not tuned: they take the default tiles of their programs"
         )
-    missing = missing_features(machine)
-    if runner is None and missing:
+    missing = missing_features(machine, where.features)
+    if missing:
+        which = "this machine" if device is None else "the device"
         raise MpqError(
-            f"this machine cannot measure code for the target {machine.name}: it lacks {', '.join(missing)}"
+            f"{which} cannot measure code for the target {machine.name}: it lacks {', '.join(missing)}"
         )
     mod = import_onnx(model, input_shapes)
     names = [operator.name for operator in operators(mod)]
@@ -66,6 +70,12 @@ def tune_model(
     plans = {label: workloads(mod, chosen, machine)}
     if baseline:
         plans["fp32"] = workloads(mod, PrecisionPlan.uniform(names, FP32), machine)
-    with runner or LocalRunner(machine, threads, seed) as where:
-        tuner = Tuner(where, log_folder(Path(logs), machine), threads, seed, time_limit, say, progress)
+    runner: Runner
+    if device is None:
+        runner = LocalRunner(machine, threads, seed)
+    else:
+        runner = RemoteRunner(machine, threads, device.place, where.cpu, seed, device.seconds, say)
+        device.close()  # The runner asks for devices itself.
+    with runner:
+        tuner = Tuner(runner, log_folder(Path(logs), machine), threads, seed, time_limit, say, progress)
         return tuner.tune(plans, trials)

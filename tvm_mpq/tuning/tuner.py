@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress, TaskID
 
-from tvm_mpq.cpu import cpu_name
 from tvm_mpq.kernels.spec import KernelSpec, Tile
 from tvm_mpq.tuning.log import TuningLog, append, log_file
 from tvm_mpq.tuning.model import CostModel
@@ -45,7 +44,7 @@ class Tuner:
     def __post_init__(self) -> None:
         self._model = CostModel(self.seed)
         self._log = TuningLog.read(self.folder)
-        self._cpu = cpu_name()
+        self._cpu = self.runner.cpu
         self._versions = {name: value for name, value in versions().items() if name in ("tvm_mpq", "tvm")}
         self._path = log_file(self.folder, self._cpu)
         for note in self._log.notes:

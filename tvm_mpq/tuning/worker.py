@@ -3,7 +3,7 @@
     python -m tvm_mpq.tuning.worker
 
 reads requests, one JSON list [function, arguments …] a line, and answers each with one JSON line {"value": …} or
-{"error": text}.
+{"error": text, "kind": class}.
 """
 
 from __future__ import annotations
@@ -14,10 +14,15 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from tvm_mpq.runtime.kernel_timing import measure_kernels
 from tvm_mpq.tuning.building import build_tile
-from tvm_mpq.tuning.measuring import measure_kernels
+from tvm_mpq.tuning.remote import measure_on_device
 
-_FUNCTIONS: dict[str, Callable[..., Any]] = {"build": build_tile, "measure": measure_kernels}
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "build": build_tile,
+    "measure": measure_kernels,
+    "measure_on_device": measure_on_device,
+}
 
 
 def _main() -> None:
@@ -30,7 +35,7 @@ def _main() -> None:
             answer = {"value": _FUNCTIONS[name](*arguments)}
         except Exception as error:
             text = (str(error).strip().splitlines() or [""])[-1]
-            answer = {"error": f"{type(error).__name__}: {text}"}
+            answer = {"error": text, "kind": type(error).__name__}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

@@ -1,4 +1,4 @@
-"""Time built kernels of one spec against each other: runs in a worker process.
+"""Time built kernels of one spec against each other: runs in a worker process of the tuner, or on a device.
 
 In a network a kernel finds its input where the kernel before left it, in the cache, but its weights are those of
 one layer of many: each call here reads another copy of the weights, of so many that the second cache cannot hold them.
@@ -53,6 +53,7 @@ def _measure(
         if name not in made:
             made[name] = _arguments(wanted, random)
         kernels.append(_Kernel(tvm.runtime.load_module(path)["main"], made[name]))
+    for path in set(libraries):  # tiles may differ and give the same code
         Path(path).unlink()
     seconds: list[list[float]] = [[] for _ in kernels]
     gc.disable()
