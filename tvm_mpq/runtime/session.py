@@ -33,6 +33,7 @@ class Session:
         self.package = package if isinstance(package, Package) else Package.load(package)
         self.threads = check_threads(threads)
         check_features(self.package)
+        self._gpu = first_gpu() if self.package.metadata.target.tvm.get("kind") == "cuda" else None
         self._library = run_with_threads(self.threads, self._load)
         self._machine = run_with_threads(self.threads, self._start)
         self._weights = run_with_threads(self.threads, self._expand)
@@ -56,7 +57,9 @@ class Session:
         from tvm.runtime.vm import VirtualMachine  # not of tvm.relax, which needs the compiler
 
         try:
-            machine = VirtualMachine(self._library, tvm.cpu())
+            on_gpu = self._gpu is not None
+            # What the virtual machine itself computes with, shapes, stays in this machine's memory.
+            machine = VirtualMachine(self._library, [self._gpu, tvm.cpu()] if on_gpu else tvm.cpu())
         except Exception as error:
             raise MpqError(f"cannot load the package's library: {_first_line(error)}") from error
         return_free_memory()
@@ -65,7 +68,7 @@ class Session:
     def _expand(self) -> list[Any]:
         """The tensors that ``main`` takes behind the inputs: weights that the file holds in fewer than 8 bits."""
         try:
-            weights = expanded_weights(self._machine, self.package.weights)
+            weights = expanded_weights(self._machine, self.package.weights, self._gpu)
         except Exception as error:
             raise MpqError(f"cannot expand the package's weights: {_first_line(error)}") from error
         return_free_memory()
@@ -92,15 +95,28 @@ class Session:
         arrays = self._checked(inputs)
         return run_with_threads(
             self.threads,
-            lambda: time_whole(self._machine, [*tensors(arrays), *self._weights], repeat, warmup),
+            lambda: time_whole(
+                self._machine,
+                [*tensors(arrays, self._gpu), *self._weights],
+                repeat,
+                warmup,
+                (lambda: None) if self._gpu is None else self._gpu.sync,
+            ),
         )
 
     def tracer(self) -> Tracer:
-        """A second copy of the network, whose every kernel call can be timed; this one stays undisturbed."""
+        """A second copy of the network, whose every kernel call can be timed; this one stays undisturbed.
+
+        Raises MpqError for a package for a GPU, where a call returns before its kernel has run.
+        """
+        if self._gpu is not None:
+            raise MpqError(
+                "kernels on a GPU cannot be timed one by one: benchmark the package without --profile"
+            )
         return Tracer(self.threads, run_with_threads(self.threads, self._start), self._checked, self._weights)
 
     def _run(self, arrays: list[Array]) -> list[Array]:
-        result = self._machine["main"](*tensors(arrays), *self._weights)
+        result = self._machine["main"](*tensors(arrays, self._gpu), *self._weights)
         single = len(self.package.metadata.outputs) == 1 and hasattr(result, "numpy")
         return [tensor.numpy() for tensor in ([result] if single else result)]
 
@@ -129,6 +145,13 @@ class Session:
                 raise MpqError(f"the input {spec.name!r} is {array.dtype}; the network takes {spec.dtype}")
             arrays.append(np.ascontiguousarray(array))
         return arrays
+
+
+def first_gpu() -> Any:
+    """The first GPU, as TVM names it."""
+    import tvm
+
+    return tvm.cuda(0)
 
 
 def return_free_memory() -> None:

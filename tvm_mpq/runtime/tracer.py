@@ -80,22 +80,33 @@ class Tracer:
         return 0
 
 
-def tensors(arrays: list[Array]) -> list[Any]:
-    """The arrays as TVM takes them."""
+def tensors(arrays: list[Array], device: Any = None) -> list[Any]:
+    """The arrays as TVM takes them, in the memory of ``device`` (None: this machine's own)."""
     import tvm
 
-    return [tvm.runtime.tensor(array) for array in arrays]
+    return [tvm.runtime.tensor(array, device) for array in arrays]
 
 
-def time_whole(machine: Any, arguments: list[Any], repeat: int, warmup: int) -> npt.NDArray[np.float64]:
-    """Seconds of ``repeat`` runs of a machine that has no instrument, float64 [repeat], after ``warmup`` more."""
+def time_whole(
+    machine: Any,
+    arguments: list[Any],
+    repeat: int,
+    warmup: int,
+    wait: Callable[[], None] = lambda: None,
+) -> npt.NDArray[np.float64]:
+    """Seconds of ``repeat`` runs of a machine that has no instrument, float64 [repeat], after ``warmup`` more.
+
+    ``wait`` returns when a device has done what it was given.
+    """
     main = machine["main"]
     for _ in range(warmup):
         main(*arguments)
+    wait()
     seconds = np.empty(repeat)
     for i in range(repeat):
         start = time.perf_counter()
         main(*arguments)
+        wait()
         seconds[i] = time.perf_counter() - start
     return seconds
 
