@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import tvm
 from cuda_texts import require_compiler
-from emulated_cases import Case
+from emulated_cases import Case, multiply_groups
 from reference import convolve, quantized_convolution
 
 from tvm_mpq.cuda.source import BUILD_CONFIG
@@ -19,6 +19,7 @@ from tvm_mpq.kernels.neon import OFFSET
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.quantization.bias import fold_zero_point
 from tvm_mpq.quantization.half import to_half
+from tvm_mpq.quantization.packing import pack_factors
 from tvm_mpq.target import load_target
 from tvm_mpq.transform.weight_layout import weight_layout
 
@@ -47,12 +48,21 @@ def gpu_case(spec: KernelSpec, seed: int, zeros: tuple[int, int] = (117, 3)) -> 
         rng.random(filters) < 0.5, rng.choice([-most, most], filters), rng.integers(-most, most + 1, filters)
     )
     q, codes = q.astype(np.uint8), codes.astype(np.int8)
+    weights = [layout.pack(codes)]
+    if spec.weight_group:
+        size = (shape.out_channels, shape.kernel[0], -(-shape.run // spec.weight_group))
+        factors = rng.integers(1, 127 // most + 1, size).astype(np.int8)
+        multiplied = multiply_groups(codes, factors, spec.weight_group)
+        weights = [layout.pack(multiplied)]
+        if spec.row.multiplied:
+            weights = [layout.pack(codes), pack_factors(factors, shape.groups, spec.row.lanes)]
+        codes = multiplied
     bias = rng.integers(-5000, 5000, shape.out_channels).astype(np.int32)
     multiplier = (rng.random(shape.out_channels) / most / np.sqrt(codes[0].size)).astype(np.float32)
     multiplier += np.float32(1e-6)
     offset = OFFSET if spec.family != "depthwise" or spec.dot_taps else 0
     folded = fold_zero_point(bias, codes, zeros[0] - offset)
-    constants = [layout.pack(codes), layout.pack_each(folded), layout.pack_each(multiplier)]
+    constants = [*weights, layout.pack_each(folded), layout.pack_each(multiplier)]
     arguments = (_rows(q), *constants, np.array(zeros, np.int32))
     if spec.out.dtype == "uint8":
         expected = quantized_convolution(q, codes, bias, multiplier, zeros, shape)

@@ -185,7 +185,7 @@ def weighted(spec: KernelSpec) -> Case:
         count = -(-shape.run // spec.weight_group)
         size = (shape.out_channels, shape.kernel[0], count)
         factors = rng.integers(1, 127 // most + 1, size).astype(np.int8)
-        multiplied = _multiply(codes, factors, spec.weight_group)
+        multiplied = multiply_groups(codes, factors, spec.weight_group)
     spec = replace(spec, int16_words=fitting_words(multiplied))
     if not spec.row.multiplied:
         codes, factors = multiplied, None
@@ -229,7 +229,7 @@ def _rows(x: np.ndarray) -> np.ndarray:
     return x.reshape(-1, x.shape[-1])
 
 
-def _multiply(codes: np.ndarray, factors: np.ndarray, group: int) -> np.ndarray:
+def multiply_groups(codes: np.ndarray, factors: np.ndarray, group: int) -> np.ndarray:
     """The int8 codes that codes in groups of a common factor stand for."""
     o, i, r, s = codes.shape
     rows = codes.transpose(0, 2, 3, 1).reshape(o, r, s * i)

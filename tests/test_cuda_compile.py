@@ -104,7 +104,10 @@ def test_equal_inputs_give_equal_bytes(model: Path, data: Path, package: Path, t
 def test_without_a_gpu_a_package_is_not_run(package: Path, data: Path, tmp_path: Path, capfd) -> None:
     if driver_device() is not None:
         pytest.skip("this machine has an NVIDIA GPU")
-    for command in (["run", "--inputs", str(data), "--outputs", str(tmp_path / "o.npz")], ["benchmark"]):
+    for command in (
+        ["run", "--inputs", str(data), "--outputs", str(tmp_path / "o.npz")],
+        ["benchmark", "--profile"],
+    ):
         assert cli.main([command[0], str(package), *command[1:]]) == 2
         error = capfd.readouterr().err
         assert "this machine lacks nvidia-gpu" in error

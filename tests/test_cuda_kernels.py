@@ -51,7 +51,8 @@ def test_convolutions(drawn: list[ConvolutionShape], data: st.DataObject) -> Non
     cases = {}
     for place, shape in enumerate(drawn):
         bits, zeros = data.draw(st.integers(2, 8)), data.draw(st.tuples(*[st.integers(0, 255)] * 2))
-        spec = KernelSpec("conv2d", shape, "uint8", Output("uint8"), "cuda", bits)
+        group = data.draw(st.sampled_from([0, 8, 12, 32]))
+        spec = KernelSpec("conv2d", shape, "uint8", Output("uint8"), "cuda", bits, group if bits < 8 else 0)
         cases[f"{place}: {spec.name}"] = gpu_case(spec, place, zeros)
     agree(cases)
 
@@ -77,7 +78,9 @@ def test_matrix_multiplications(drawn: list[tuple[int, int, int]], data: st.Data
         rows = data.draw(st.integers(1, 4)) if place % 2 else rows
         shape = ConvolutionShape(rows, 1, 1, channels, outputs)
         out = Output(data.draw(st.sampled_from(["uint8", "float32"])))
-        spec = KernelSpec("matmul", shape, "uint8", out, "cuda", data.draw(st.integers(2, 8)))
+        bits = data.draw(st.integers(2, 8))
+        group = data.draw(st.sampled_from([0, 32])) if bits < 8 else 0
+        spec = KernelSpec("matmul", shape, "uint8", out, "cuda", bits, group)
         cases[f"{place}: {spec.name}"] = gpu_case(spec, place)
     agree(cases)
 

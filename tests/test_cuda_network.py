@@ -57,7 +57,18 @@ def test_the_sample_network_is_bit_for_bit_the_processors(
         "--calibration",
         str(tmp_path / "calibration.npz"),
     ]
-    arguments += ["--plan", str(plan), "--target", "cuda-sm80", "--samples", "2", "--json", str(report)]
+    arguments += [
+        "--plan",
+        str(plan),
+        "--target",
+        "cuda-sm80",
+        "--samples",
+        "2",
+        "--calibration-samples",
+        "8",
+        "--json",
+        str(report),
+    ]
     assert main(arguments) == 0
     assert "output 0: bit for bit the CPU's" in capsys.readouterr().out
     result = json.loads(report.read_text())

@@ -174,7 +174,6 @@ def test_half_floats_pay_on_a_gpu_and_not_on_a_processor() -> None:
     )
     assert single[0] == pytest.approx(8 * half[0]) == pytest.approx(16 * eight[0])
     assert half[1] == single[1]
-    assert eight[1] < single[1]
 
 
 def _cost(name: str, fp32: float, fp16: float, w8a8: float, w4a8: float) -> OperatorCost:

@@ -7,6 +7,7 @@ import pytest
 
 from tvm_mpq.cpu import X86_64_V2, X86_64_V3, X86_64_V4, cpu_features
 from tvm_mpq.errors import MpqError
+from tvm_mpq.gpu import NVIDIA_GPU
 from tvm_mpq.precision import FP32, W8A8, Precision
 from tvm_mpq.target import (
     INSTRUCTIONS,
@@ -99,10 +100,12 @@ def test_a_target_needs_all_that_its_compiler_may_use(name):
     assert target.supports(W8A8)
     assert target.supports(Precision.parse("w4g32a32"))
     assert not target.supports(Precision.parse("w8g32a8"))
-    used = {str(feature) for feature in tvm.target.codegen.llvm_get_cpu_features(target.tvm_target())}
+    processor = target.tvm_target().host if target.gpu is not None else target.tvm_target()
+    used = {str(feature) for feature in tvm.target.codegen.llvm_get_cpu_features(processor)}
     names = LLVM_TO_CPUINFO[target.architecture]
     features = {names[f] for f in used if f in names}
-    assert features.union(*(ALSO.get(f, ()) for f in features)) == {*target.features}
+    gpu = {NVIDIA_GPU} if target.gpu is not None else set()
+    assert features.union(gpu, *(ALSO.get(f, ()) for f in features)) == {*target.features}
 
 
 @pytest.mark.parametrize(
