@@ -128,7 +128,7 @@ def _splits(
 def _costs(
     mod: IRModule, target: Target, options: SearchOptions, digest: str, progress: Progress | None
 ) -> CostTable:
-    if missing_features(target):
+    if target.gpu is not None or missing_features(target):
         return model_costs(mod, target, options.precisions, model_sha256=digest, threads=options.threads)
     return measure_costs(
         mod,
