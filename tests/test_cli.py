@@ -223,7 +223,7 @@ def test_packages_that_are_not_whole_are_refused(fails):
     package = Package.load("m.tar")
     target = dataclasses.replace(package.metadata.target, name="znver9", features=("sse4_2", "avx1024"))
     metadata = dataclasses.replace(package.metadata, target=target)
-    future = dataclasses.replace(package.metadata, schema_version=4)
+    future = dataclasses.replace(package.metadata, schema_version=5)
     others = {"plan.json": package.plan.to_json().encode(), "model.so": package.library, "weights.bin": b""}
     altered = bytearray(content)
     altered[len(altered) // 2] ^= 255
@@ -239,7 +239,7 @@ def test_packages_that_are_not_whole_are_refused(fails):
         ),
         (
             pack({"metadata.json": future.to_json().encode(), **others}),
-            "m.tar has package schema version 4, this tvm_mpq reads 3; install a newer tvm_mpq",
+            "m.tar has package schema version 5, this tvm_mpq reads 4; install a newer tvm_mpq",
         ),
     ):
         Path("m.tar").write_bytes(broken)

@@ -202,7 +202,7 @@ def test_what_is_no_package_is_refused(content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda raw: raw.update(schema_version=4), "schema version 4, this tvm_mpq reads 3; install a newer"),
+        (lambda raw: raw.update(schema_version=5), "schema version 5, this tvm_mpq reads 4; install a newer"),
         (lambda raw: raw.update(schema_version="1"), "schema version '1'"),
         (lambda raw: raw.pop("inputs"), "lacks the field 'inputs'"),
         (lambda raw: raw.update(inputs=[]), "names no inputs"),

@@ -52,7 +52,7 @@ def fatbin(source: str, architectures: Sequence[str], nvcc: str | None = None) -
     Newer GPUs of the same major version run the former, all newer ones translate the latter. Raises MpqError without a
     compiler, and with its first complaint where it fails.
     """
-    command = [nvcc or find_nvcc(), "--fatbin", "-O3", "-std=c++17", *_generate(architectures)]
+    command = [nvcc or find_nvcc(), "--fatbin", "-O3", "-std=c++17", "--threads=0", *_generate(architectures)]
     with tempfile.TemporaryDirectory(prefix="tvm-mpq-") as folder:
         Path(folder, _FILE).write_text(source, encoding="utf-8")
         # The file's name is part of what the compiler writes: a relative one keeps the bytes the same.

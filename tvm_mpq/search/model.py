@@ -135,7 +135,7 @@ def _costs(
     device: Machine | None,
     progress: Progress | None,
 ) -> CostTable:
-    if device is None and missing_features(target):
+    if target.gpu is not None or (device is None and missing_features(target)):
         return model_costs(mod, target, options.precisions, model_sha256=digest, threads=options.threads)
     return measure_costs(
         mod,
