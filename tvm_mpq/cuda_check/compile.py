@@ -40,11 +40,17 @@ emulated::Kernel cuda_check_kernels[] = {{
 {exported}
 }}
 """
-_CALL = """const uint64_t cuda_check_bytes_{i}[] = {{{bytes}}};
-__attribute__((no_sanitize("thread"))) void cuda_check_call_{i}(const emulated::Any* v) {{ emulated::apply({name}, v); }}"""
+_CALL = """\
+const uint64_t cuda_check_bytes_{i}[] = {{{bytes}}};
+__attribute__((no_sanitize("thread"))) void cuda_check_call_{i}(const emulated::Any* v) {{
+  emulated::apply({name}, v);
+}}"""
 _ROW = '{{"{name}", cuda_check_call_{i}, {count}, cuda_check_bytes_{i}, "{tags}", 0, 0}},'
-_EXPORTED = """__attribute__((visibility("default"), no_sanitize("thread"))) int __tvm_ffi_{name}(
-    void*, const emulated::Any* v, int n, emulated::Any*) {{ return cuda_check_packed(cuda_check_kernels + {i}, v, n); }}"""
+_EXPORTED = """\
+__attribute__((visibility("default"), no_sanitize("thread"))) int __tvm_ffi_{name}(
+    void*, const emulated::Any* v, int n, emulated::Any*) {{
+  return cuda_check_packed(cuda_check_kernels + {i}, v, n);
+}}"""
 
 
 def compile_source(source: str, kernels: Sequence[KernelInfo]) -> Path:

@@ -22,11 +22,11 @@ from tvm_mpq.errors import MpqError
 Array = npt.NDArray[Any]
 
 
-class KernelFault(MpqError):
+class KernelFault(MpqError):  # noqa: N818 (the kernel's, not the program's)
     """A kernel did what is undefined on a device, or what it cannot do there.
 
-    ``kind`` is "race", "out of bounds", "misaligned", "uninitialized", "barrier divergence", "warp divergence", "order",
-    "launch", "signal" or "unsupported".
+    ``kind`` is "race", "out of bounds", "misaligned", "uninitialized", "barrier divergence", "warp divergence",
+    "order", "launch", "signal" or "unsupported".
     """
 
     def __init__(self, message: str) -> None:
@@ -77,7 +77,11 @@ class Emulator:
     """The kernels of one CUDA source on this machine's processor."""
 
     def __init__(
-        self, source: str, kernels: Sequence[KernelInfo], check: Check = Check.FIRST, shared_limit: int = 48 << 10
+        self,
+        source: str,
+        kernels: Sequence[KernelInfo],
+        check: Check = Check.FIRST,
+        shared_limit: int = 48 << 10,
     ) -> None:
         """Compile ``source``; a block may have ``shared_limit`` bytes of shared memory.
 
@@ -135,7 +139,9 @@ class Emulator:
                 values[i].type, values[i].value = 1, argument
         extents = [(*each, 1, 1)[:3] for each in (grid, block)]
         how = _Launch(*((ctypes.c_uint32 * 3)(*each) for each in extents), shared)
-        if self._library.cuda_check_launch(ctypes.byref(self._kernel(name)), values, sizes, ctypes.byref(how)):
+        if self._library.cuda_check_launch(
+            ctypes.byref(self._kernel(name)), values, sizes, ctypes.byref(how)
+        ):
             raise self.fault(name)
 
     def fault(self, kernel: str) -> KernelFault:

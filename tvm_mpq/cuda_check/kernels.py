@@ -10,7 +10,7 @@ import tvm_ffi
 from tvm import IRModule, tirx
 
 ALLOCATED = 2**64 - 1
-"""In place of a size that only shapes at run time tell: all that was allocated, up to 24 bytes more than the tensor has."""
+"""In place of a size that is known at run time only: all that was allocated, up to 24 bytes more than the tensor."""
 
 _TAGS = {
     "blockIdx.x": "x",
@@ -25,7 +25,7 @@ _TAGS = {
 
 @dataclass(frozen=True)
 class KernelInfo:
-    """A kernel: the bytes of the buffer behind each parameter (0: a number; or :data:`ALLOCATED`), and its launch arguments.
+    """A kernel: the bytes behind each parameter (0: a number; or :data:`ALLOCATED`), and its launch arguments.
 
     ``tags`` has a letter for each: x, y, z of the grid, X, Y, Z of the block, s the bytes of dynamic shared memory.
     """

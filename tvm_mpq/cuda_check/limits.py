@@ -11,7 +11,7 @@ from tvm_mpq.errors import MpqError
 class Limits:
     """Of one multiprocessor: threads, warps, blocks, 32-bit registers, bytes of shared memory.
 
-    ``shared_block`` is the most that one block may have, of which ``shared_reserved`` bytes more are taken for the system.
+    ``shared_block`` is the most that one block may have; ``shared_reserved`` bytes more of each are the system's.
     From the CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; registers are handed out to
     warps in units of 256, shared memory in units of 128 bytes, warps in fours.
     """

@@ -24,18 +24,32 @@ _SYSTEM_SHARED = 1024
 INSTRUCTIONS = {
     **{"IMMA": r"IMMA\.", "HMMA": r"HMMA\.", "dp4a": r"IDP\.4A\."},
     **{"FFMA": r"FFMA\b", "HFMA2": r"HFMA2\b(?!\.MMA)", "IMAD": r"IMAD(?!\.(MOV|SHL|IADD))\b"},
-    **{"LDG 1": r"LDG\b.*\.[US]8", "LDG 2": r"LDG\b.*\.[US]16", "LDG 4": r"LDG\b(?!.*\.([US]8|[US]16|64|128))"},
+    **{
+        "LDG 1": r"LDG\b.*\.[US]8",
+        "LDG 2": r"LDG\b.*\.[US]16",
+        "LDG 4": r"LDG\b(?!.*\.([US]8|[US]16|64|128))",
+    },
     **{"LDG 8": r"LDG\b.*\.64", "LDG 16": r"LDG\b.*\.128", "STG": r"STG\b"},
-    **{"LDS": r"LDS\b", "STS": r"STS\b", "LDL": r"LDL\b", "STL": r"STL\b", "BAR": r"BAR\b", "SHFL": r"SHFL\b"},
+    **{
+        "LDS": r"LDS\b",
+        "STS": r"STS\b",
+        "LDL": r"LDL\b",
+        "STL": r"STL\b",
+        "BAR": r"BAR\b",
+        "SHFL": r"SHFL\b",
+    },
 }
-"""Kinds of instructions and their spelling, loads with the bytes that a thread gets; LDL and STL are what spilled registers and local arrays cost."""
+"""Kinds of instructions and their spelling, loads with the bytes that a thread gets.
+
+LDL and STL are what spilled registers and local arrays cost.
+"""
 
 
 @dataclass(frozen=True)
 class KernelCode:
     """One kernel for one architecture.
 
-    ``registers`` of a thread; ``stack``, ``local`` and ``shared`` (static) in bytes; ``threads`` that a block has at most
+    ``registers`` of a thread; ``stack``, ``local`` and ``shared`` (static) in bytes; ``threads`` of a block at most
     (0: not said); how often each kind of :data:`INSTRUCTIONS` is in the code, and all instructions.
     """
 
@@ -59,7 +73,9 @@ def fatbins(content: bytes) -> list[bytes]:
     """The fat binaries in a library or other file."""
     found, at, mark = [], 0, struct.pack("<I", _FATBIN)
     while (at := content.find(mark, at)) >= 0:
-        version, header, size = struct.unpack_from("<HHQ", content, at + 4) if at + 16 <= len(content) else (0, 0, 0)
+        version, header, size = (
+            struct.unpack_from("<HHQ", content, at + 4) if at + 16 <= len(content) else (0, 0, 0)
+        )
         if version == 1 and header == 16 and at + header + size <= len(content):
             found.append(content[at : at + header + size])
             at += header + size
@@ -93,9 +109,7 @@ def _code(
     shared = numbers["SHARED"] - (_SYSTEM_SHARED if says_all else 0)
     stack, local = numbers["STACK"], numbers["LOCAL"]
     counts = {kind: listed[0][kind] for kind in INSTRUCTIONS if kind in listed[0]}
-    return KernelCode(
-        name, architecture, numbers["REG"], stack, local, shared, threads, counts, listed[1]
-    )
+    return KernelCode(name, architecture, numbers["REG"], stack, local, shared, threads, counts, listed[1])
 
 
 def parse_resources(text: str) -> dict[tuple[str, str], dict[str, int]]:

@@ -11,7 +11,7 @@ _WARP = 32
 
 @dataclass(frozen=True)
 class Occupancy:
-    """``blocks`` at once on a multiprocessor, ``warps`` in them, the ``share`` of the warps it can hold, and the limiter.
+    """``blocks`` at once on a multiprocessor, ``warps`` in them, the ``share`` of all it can hold, and the limiter.
 
     ``limiter`` is "registers", "shared memory", "warps" or "blocks"; "" where not even one block fits.
     """
@@ -23,7 +23,7 @@ class Occupancy:
 
 
 def occupancy(limits: Limits, threads: int, registers: int, shared: int) -> Occupancy:
-    """Of a kernel with ``threads`` a block, ``registers`` a thread and ``shared`` bytes a block, all static and dynamic.
+    """Of a kernel with ``threads`` a block, ``registers`` a thread and ``shared`` bytes a block, static and dynamic.
 
     As NVIDIA's occupancy calculator does it, with the largest shared memory that the multiprocessor can be set to.
     """
@@ -31,7 +31,9 @@ def occupancy(limits: Limits, threads: int, registers: int, shared: int) -> Occu
     per_warp = _up(registers * _WARP, limits.register_unit)
     # Each of four parts of the multiprocessor has a quarter of the registers.
     parts = limits.warp_unit
-    by_registers = limits.registers // parts // max(per_warp, 1) * parts // warps if registers else limits.blocks
+    by_registers = (
+        limits.registers // parts // max(per_warp, 1) * parts // warps if registers else limits.blocks
+    )
     fits = registers <= limits.registers_thread and per_warp * _up(warps, parts) <= limits.registers
     allocated = _up(shared + limits.shared_reserved, limits.shared_unit)
     by_shared = limits.shared // allocated if allocated else limits.blocks

@@ -37,8 +37,8 @@ class KernelRow:
 def kernel_rows(code: bytes, dynamic: Mapping[str, int] | None = None) -> list[KernelRow]:
     """The kernels of a fat binary, for each architecture in it.
 
-    ``dynamic`` is the dynamic shared memory of kernels that are launched with any, in bytes. Raises MpqError without CUDA's
-    tools and for an architecture whose limits are not known.
+    ``dynamic`` is the dynamic shared memory of kernels that are launched with any, in bytes. Raises MpqError without
+    CUDA's tools and for an architecture whose limits are not known.
     """
     rows = []
     for kernel in kernel_codes(code):

@@ -54,8 +54,10 @@ void resume(Fiber* fiber) {
   if (_setjmp(scheduler)) return;
   if (fiber->started) _longjmp(fiber->at, 1);
   fiber->started = true;
+  fiber->stack = stacks + (fiber - fibers) * size_t(kStack);
+  mprotect(fiber->stack, kPage, PROT_NONE);  // what grows beyond it is told as a signal
   getcontext(&entry_context);
-  entry_context.uc_stack.ss_sp = fiber->stack;
+  entry_context.uc_stack.ss_sp = fiber->stack + kPage;
   entry_context.uc_stack.ss_size = kStack - kPage;
   entry_context.uc_link = nullptr;
   makecontext(&entry_context, entry, 0);
@@ -182,13 +184,11 @@ struct Handlers {
   }
 };
 
-void make_fibers() {
-  size_t bytes = size_t(kThreads) * kStack;
-  stacks = static_cast<char*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-  for (int i = 0; i < kThreads; ++i) {
-    mprotect(stacks + size_t(i) * kStack, kPage, PROT_NONE);
-    fibers[i].stack = stacks + size_t(i) * kStack + kPage;
-  }
+// Stacks last as long as a launch: the system counts protected pages.
+void make_stacks() {
+  stacks = static_cast<char*>(mmap(nullptr, size_t(kThreads) * kStack, PROT_READ | PROT_WRITE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  for (auto& fiber : fibers) fiber.started = false;
 }
 
 void check_launch(uint64_t fixed) {
@@ -293,7 +293,7 @@ __attribute__((visibility("default"))) void cuda_check_limit(uint64_t shared) { 
 // 0, or 1 after an error, which cuda_check_failure tells.
 __attribute__((visibility("default"))) int cuda_check_run(const Kernel* what, const Any* values, const uint64_t* bytes,
                                                           const Launch* how, const Options* wanted) {
-  if (!stacks) make_fibers();
+  make_stacks();
   kernel = what;
   arguments = values;
   launch = *how;
@@ -318,9 +318,7 @@ __attribute__((visibility("default"))) int cuda_check_run(const Kernel* what, co
   }
   handlers.restore();
   end_memory();
-  // Fibers of a grid that was left in its middle start anew.
-  if (status)
-    for (auto& fiber : fibers) fiber.started = false;
+  munmap(stacks, size_t(kThreads) * kStack);
   return status;
 }
 }
