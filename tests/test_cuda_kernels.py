@@ -97,6 +97,13 @@ def test_floats(drawn: list[ConvolutionShape]) -> None:
     agree(cases)
 
 
+def test_one_row_of_halves_on_tensor_cores() -> None:
+    """Rows of the fragment that are no rows of the input are staged as zeros, which the check has to see."""
+    shape = ConvolutionShape(1, 1, 1, 80, 40)
+    spec = KernelSpec("matmul", shape, "float32", Output("float32"), "cuda", weight_dtype="float16")
+    agree({"one row": gpu_case(spec, 0)})
+
+
 def test_what_a_kernel_does_wrong_is_told_through_tvm() -> None:
     @T.prim_func(s_tir=True)
     def careless(a: T.Buffer((8,), "int32"), b: T.Buffer((8,), "int32")) -> None:
