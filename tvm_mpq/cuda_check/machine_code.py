@@ -106,7 +106,9 @@ def _code(
 ) -> KernelCode:
     architecture, name = key
     says_all = int(re.sub(r"\D", "", architecture)) >= 90
-    shared = numbers["SHARED"] - (_SYSTEM_SHARED if says_all else 0)
+    shared = numbers["SHARED"]
+    if says_all and shared:
+        shared -= _SYSTEM_SHARED
     stack, local = numbers["STACK"], numbers["LOCAL"]
     counts = {kind: listed[0][kind] for kind in INSTRUCTIONS if kind in listed[0]}
     return KernelCode(name, architecture, numbers["REG"], stack, local, shared, threads, counts, listed[1])

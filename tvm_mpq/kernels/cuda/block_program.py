@@ -28,6 +28,8 @@ from tvm_mpq.kernels.intrinsic import Intrinsic
 from tvm_mpq.kernels.narrow_weights import stored_dtype
 from tvm_mpq.kernels.requantize import requantize
 
+_UNROLLED = 16
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -150,7 +152,9 @@ class Each:
 
     def __init__(self, count: int, threads: int, t: Expr) -> None:
         self.count, self.threads, self.t = count, threads, t
-        self.loop = T.unroll(0, -(-count // threads))
+        turns = -(-count // threads)
+        # All turns' loads go ahead of their stores, each with registers of its own: more would not be left.
+        self.loop = T.unroll(0, turns) if turns <= _UNROLLED else T.serial(0, turns)
 
     def __enter__(self) -> Expr:
         turn = self.loop.__enter__()
