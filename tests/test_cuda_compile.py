@@ -6,6 +6,7 @@ NVIDIA's compiler is needed: on PATH, or from the extra ``cuda``.
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,33 @@ def test_what_the_compiler_complains_about_is_one_line() -> None:
         nvcc.fatbin('extern "C" __global__ void f(float *x) { *x = nowhere; }', ["sm_80"])
     with pytest.raises(MpqError, match=r"the CUDA compiler .* failed"):
         nvcc.fatbin("", ["sm_20"])
+
+
+@_NEEDS_NVCC
+def test_of_several_levels_the_code_with_the_fewest_spills_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of 1024 threads leaves 64 registers to each, which cannot hold 96 values."""
+    names = [f"v{i}" for i in range(96)]
+    loads = "".join(f"float {name} = x[{i} * n];" for i, name in enumerate(names))
+    stores = "".join(f"x[{i}] = {name};" for i, name in enumerate(reversed(names)))
+    body = f"{{ {loads} __syncthreads(); {stores} }}"
+    source = f'extern "C" __global__ void __launch_bounds__(1024) f(float *x, int n) {body}'
+    tried: list[tuple[bytes, int]] = []
+    compiled = nvcc._compiled
+
+    def watched(command: Sequence[str], text: str) -> tuple[bytes, int]:
+        code, spilled = compiled(command, text)
+        tried.append((code, spilled))
+        return code, spilled
+
+    monkeypatch.setattr(nvcc, "_compiled", watched)
+    taken = nvcc.fatbin(source, ["sm_80"])
+    assert len(tried) == 3
+    fewest = min(spilled for _, spilled in tried)
+    assert fewest > 0
+    assert (taken, fewest) in tried
+    tried.clear()
+    assert nvcc.fatbin('extern "C" __global__ void f(float *x) { x[0] = 1; }', ["sm_80"])
+    assert [spilled for _, spilled in tried] == [0]
 
 
 def test_tools_are_found_in_packages(tmp_path: Path, monkeypatch) -> None:

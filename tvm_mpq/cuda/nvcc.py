@@ -23,6 +23,9 @@ _MISSING = (
 )
 _FILE = "kernels.cu"
 
+_REGISTER_LEVELS = (5, 4, 3)
+"""From the assembler's default on downwards."""
+
 
 def find_tool(name: str) -> str | None:
     """The path of one of CUDA's programs (``nvcc``, ``cuobjdump``, …): on PATH, else of NVIDIA's Python packages."""
@@ -49,18 +52,37 @@ def find_nvcc() -> str:
 def fatbin(source: str, architectures: Sequence[str], nvcc: str | None = None) -> bytes:
     """Machine code of CUDA ``source`` for all ``architectures`` (``sm_80``, …), and portable code (PTX) of the last.
 
-    Newer GPUs of the same major version run the former, all newer ones translate the latter. Raises MpqError without a
-    compiler, and with its first complaint where it fails.
+    Newer GPUs of the same major version run the former, all newer ones translate the latter. Where a kernel keeps
+    registers in memory it is tried again at other levels of the assembler's thrift with them, and the code of the
+    fewest bytes kept so is taken. Raises MpqError without a compiler, and with its first complaint where it fails.
     """
     command = [nvcc or find_nvcc(), "--fatbin", "-O3", "-std=c++17", "--threads=0", *_generate(architectures)]
+    found: dict[int, bytes] = {}
+    for level in _REGISTER_LEVELS:
+        code, spilled = _compiled([*command, "-Xptxas", f"-v,--register-usage-level={level}"], source)
+        found.setdefault(spilled, code)
+        if spilled == 0:
+            break
+    return found[min(found)]
+
+
+def _compiled(command: Sequence[str], source: str) -> tuple[bytes, int]:
+    """What ``command`` makes of the source, and the bytes of registers that all its kernels store to memory."""
     with tempfile.TemporaryDirectory(prefix="tvm-mpq-") as folder:
         Path(folder, _FILE).write_text(source, encoding="utf-8")
         # The file's name is part of what the compiler writes: a relative one keeps the bytes the same.
-        command += ["-o", "kernels.fatbin", _FILE]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, "-o", "kernels.fatbin", _FILE],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        said = done.stdout + done.stderr
         if done.returncode != 0:
-            raise MpqError(f"the CUDA compiler {command[0]} failed: {_complaint(done.stdout + done.stderr)}")
-        return Path(folder, "kernels.fatbin").read_bytes()
+            raise MpqError(f"the CUDA compiler {command[0]} failed: {_complaint(said)}")
+        spilled = sum(int(count) for count in re.findall(r"(\d+) bytes spill stores", said))
+        return Path(folder, "kernels.fatbin").read_bytes(), spilled
 
 
 def _generate(architectures: Sequence[str]) -> list[str]:
