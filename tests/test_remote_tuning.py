@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,7 +98,8 @@ def test_devices_that_are_killed_or_hang_while_they_measure_lose_no_tile(tmp_pat
         assert _count(tracker) == 2
     said = capfd.readouterr().out
     assert said.count("; what it was measuring is measured again") >= 2
-    assert "it gave no answer within 6 s" in said
+    # What is sent to a device gets more time, by its length.
+    assert re.search(r"it gave no answer within 6(\.\d+)? s", said)
     records = _records(tmp_path).records
     assert len({record.tile for record in records}) == TRIALS
     assert all(record.seconds for record in records)
