@@ -14,13 +14,13 @@ from small_networks import branches, kernel, node, prepared, runner
 
 from tvm_mpq import cli
 from tvm_mpq.errors import MpqError
-from tvm_mpq.precision import Precision
+from tvm_mpq.precision import FP32, Precision, parse_precisions
 from tvm_mpq.sensitivity.cache import SampleCache
 from tvm_mpq.sensitivity.collection import Collected
 from tvm_mpq.sensitivity.comparison import Comparison, Places
 from tvm_mpq.sensitivity.gradients import GradientFunction
 from tvm_mpq.sensitivity.losses import relax_loss
-from tvm_mpq.sensitivity.model import analyze_model, parse_precisions
+from tvm_mpq.sensitivity.model import analyze_model
 from tvm_mpq.sensitivity.statistics import curvature_entry, drawn_labels, entry
 from tvm_mpq.sensitivity.table import SensitivityTable
 from tvm_mpq.target import host_target
@@ -171,8 +171,8 @@ def test_kl_needs_no_labels_and_is_never_negative(files: tuple[Path, Path]) -> N
         assert 0.0 <= found.measured < 10 * found.mean + 1e-6
 
 
-def test_what_cannot_be_a_candidate_is_said() -> None:
+def test_what_cannot_be_a_candidate_is_said(files: tuple[Path, Path]) -> None:
     with pytest.raises(MpqError, match="named twice"):
         parse_precisions("w8a8, w4a8,w8a8")
     with pytest.raises(MpqError, match="fp32 is what the others are compared with"):
-        parse_precisions("fp32,w8a8")
+        analyze_model(*files, precisions=(FP32, W8A8))

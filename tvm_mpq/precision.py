@@ -92,6 +92,15 @@ class Precision:
         return f"w{self.weight_bits}{self.granularity}a{self.activation_bits}"
 
 
+def parse_precisions(text: str) -> tuple[Precision, ...]:
+    """``"w8a8,w4a8"`` as precisions; raises MpqError for unknown ones and for one that is named twice."""
+    precisions = tuple(Precision.parse(part.strip()) for part in text.split(","))
+    for place, precision in enumerate(precisions):
+        if precision in precisions[:place]:
+            raise MpqError(f"{precision} is named twice")
+    return precisions
+
+
 FP32 = Precision.parse("fp32")
 W8A8 = Precision.parse("w8a8")
 

@@ -10,7 +10,11 @@ import typer
 
 from tvm_mpq.cli.console import progress_bar, stdout
 from tvm_mpq.cli.options import (
+    CalibrationOption,
+    InputShapeOption,
     MeanOption,
+    ModelArgument,
+    ObserverOption,
     ResizeOption,
     ScaleOption,
     check_output_file,
@@ -21,13 +25,11 @@ from tvm_mpq.files import user_cache
 
 
 def analyze_command(
-    model: Annotated[Path, typer.Argument(help="The network.", metavar="MODEL.onnx")],
+    model: ModelArgument,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The table to write, as JSON.")
     ],
-    calibration: Annotated[
-        Path, typer.Option(metavar="DATA", help="An .npz, or a folder of images with labels.csv.")
-    ],
+    calibration: CalibrationOption,
     loss: Annotated[
         str,
         typer.Option(
@@ -41,9 +43,7 @@ def analyze_command(
         str, typer.Option(metavar="P,P,…", help="The candidate precisions.")
     ] = "w8a8,w6a8,w4a8",
     samples: Annotated[int, typer.Option(metavar="N", help="Samples to analyse.")] = 512,
-    observer: Annotated[
-        str, typer.Option(help="How ranges are found: minmax, percentile, mse or entropy.")
-    ] = "minmax",
+    observer: ObserverOption = "minmax",
     calibration_samples: Annotated[int, typer.Option(metavar="N", help="Samples to find ranges on.")] = 256,
     measure: Annotated[
         bool,
@@ -57,10 +57,7 @@ def analyze_command(
             show_default="the user's cache",
         ),
     ] = None,
-    input_shape: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME:1,3,224,224", help="The shape of an input; may be given for each."),
-    ] = None,
+    input_shape: InputShapeOption = None,
     resize: ResizeOption = None,
     mean: MeanOption = "0",
     scale: ScaleOption = "1",
@@ -74,7 +71,8 @@ def analyze_command(
     shapes = parse_input_shapes(input_shape or [])
     means, scales = parse_numbers("--mean", mean), parse_numbers("--scale", scale)
     from tvm_mpq.cli.sensitivity_table import sensitivity_table
-    from tvm_mpq.sensitivity.model import analyze_model, parse_precisions
+    from tvm_mpq.precision import parse_precisions
+    from tvm_mpq.sensitivity.model import analyze_model
 
     candidates = parse_precisions(precisions)
     console = stdout()

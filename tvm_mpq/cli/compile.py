@@ -10,13 +10,20 @@ import typer
 
 from tvm_mpq.cli.console import progress_bar, stdout, write_json
 from tvm_mpq.cli.options import (
+    InputShapeOption,
     JsonOption,
     MeanOption,
+    ModelArgument,
+    ObserverOption,
+    PlanOption,
+    PrecisionOption,
     ResizeOption,
     ScaleOption,
+    TargetOption,
     check_output_file,
     parse_input_shapes,
     parse_numbers,
+    plan_or_precision,
 )
 from tvm_mpq.cli.search import (
     DEFAULT_CANDIDATES,
@@ -39,20 +46,14 @@ from tvm_mpq.errors import MpqError
 
 
 def compile_command(
-    model: Annotated[Path, typer.Argument(help="The network.", metavar="MODEL.onnx")],
+    model: ModelArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The package to write.")],
-    target: Annotated[
-        str, typer.Option(metavar="NAME", help="A name of 'tvm-mpq targets', or a target's .toml file.")
-    ] = "host",
+    target: TargetOption = "host",
     calibration: Annotated[
         Path | None, typer.Option(metavar="DATA", help="An .npz, or a folder of images with labels.csv.")
     ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="One precision for every operator.", show_default="w8a8")
-    ] = None,
-    plan: Annotated[
-        Path | None, typer.Option(metavar="PLAN.json", help="A precision for each operator instead.")
-    ] = None,
+    precision: PrecisionOption = None,
+    plan: PlanOption = None,
     minimize: MinimizeOption = "loss",
     max_loss_increase: MaxLossOption = None,
     max_latency: MaxLatencyOption = None,
@@ -64,14 +65,9 @@ def compile_command(
     evaluations: EvaluationsOption = 40,
     output_scale: OutputScaleOption = True,
     cache: CacheOption = None,
-    observer: Annotated[
-        str, typer.Option(help="How ranges are found: minmax, percentile, mse or entropy.")
-    ] = "minmax",
+    observer: ObserverOption = "minmax",
     samples: Annotated[int, typer.Option(metavar="N", help="Samples to calibrate on.")] = 256,
-    input_shape: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME:1,3,224,224", help="The shape of an input; may be given for each."),
-    ] = None,
+    input_shape: InputShapeOption = None,
     resize: ResizeOption = None,
     mean: MeanOption = "0",
     scale: ScaleOption = "1",
@@ -100,8 +96,7 @@ def compile_command(
     """
     check_output_file("--output", output)
     check_output_file("--json", json)
-    if plan is not None and precision is not None:
-        raise MpqError("give --plan or --precision, not both")
+    plan_or_precision(plan, precision)
     limits = (max_loss_increase, max_latency, max_storage)
     limited = minimize != "loss" or any(limit is not None for limit in limits)
     if limited and (plan is not None or precision is not None):

@@ -9,10 +9,13 @@ import typer
 
 from tvm_mpq.cli.console import progress_bar, stdout
 from tvm_mpq.cli.options import (
+    InputShapeOption,
+    ModelArgument,
     RpcKeyOption,
     RpcOption,
     RpcTimeoutOption,
     RpcTrackerOption,
+    TargetOption,
     ThreadsOption,
     check_output_file,
     parse_device,
@@ -22,13 +25,11 @@ from tvm_mpq.errors import MpqError
 
 
 def costs(
-    model: Annotated[Path, typer.Argument(help="The network.", metavar="MODEL.onnx")],
+    model: ModelArgument,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The cost table to write, as JSON.")
     ],
-    target: Annotated[
-        str, typer.Option(metavar="NAME", help="A name of 'tvm-mpq targets', or a target's .toml file.")
-    ] = "host",
+    target: TargetOption = "host",
     precisions: Annotated[
         str, typer.Option(metavar="P[,P…]", help="The candidates; fp32 is always one.")
     ] = "w8a8",
@@ -43,10 +44,7 @@ def costs(
         Path | None,
         typer.Option(metavar="DIR", help="Where measured kernels are kept; the user's cache by default."),
     ] = None,
-    input_shape: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME:1,3,224,224", help="The shape of an input; may be given for each."),
-    ] = None,
+    input_shape: InputShapeOption = None,
     seed: Annotated[int, typer.Option(help="Of the random plans.")] = 0,
     rpc: RpcOption = None,
     rpc_tracker: RpcTrackerOption = None,
@@ -62,14 +60,14 @@ def costs(
     from tvm_mpq.cost.store import default_cache
     from tvm_mpq.files import sha256
     from tvm_mpq.frontend import import_onnx
-    from tvm_mpq.precision import Precision
+    from tvm_mpq.precision import parse_precisions
     from tvm_mpq.target import load_target
 
     machine = load_target(target)
     device = parse_device(rpc, rpc_tracker, rpc_key, rpc_timeout)
     if modelled and device is not None:
         raise MpqError("give --modelled or a device to measure on, not both")
-    chosen = [Precision.parse(text.strip()) for text in precisions.split(",")]
+    chosen = parse_precisions(precisions)
     mod = import_onnx(model, shapes or None)
     digest = sha256(model.read_bytes())
     if modelled:

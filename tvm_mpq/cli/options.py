@@ -15,6 +15,27 @@ if TYPE_CHECKING:
     from tvm_mpq.device.machine import DeviceMachine
     from tvm_mpq.runtime.machine import Machine
 
+ModelArgument = Annotated[Path, typer.Argument(help="The network.", metavar="MODEL.onnx")]
+TargetOption = Annotated[
+    str, typer.Option(metavar="NAME", help="A name of 'tvm-mpq targets', or a target's .toml file.")
+]
+CalibrationOption = Annotated[
+    Path, typer.Option(metavar="DATA", help="An .npz, or a folder of images with labels.csv.")
+]
+PrecisionOption = Annotated[
+    str | None, typer.Option(help="One precision for every operator.", show_default="w8a8")
+]
+PlanOption = Annotated[
+    Path | None, typer.Option(metavar="PLAN.json", help="A precision for each operator instead.")
+]
+ObserverOption = Annotated[
+    str, typer.Option(help="How ranges are found: minmax, percentile, mse or entropy.")
+]
+CalibrationSamplesOption = Annotated[int, typer.Option(metavar="N", help="Samples to calibrate on.")]
+InputShapeOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME:1,3,224,224", help="The shape of an input; may be given for each."),
+]
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Also write the result to FILE as JSON.")
 ]
@@ -82,6 +103,12 @@ def give_back() -> None:
     """Give back the devices that the command had: what is still held of it must not keep them from others."""
     while _at_end:
         _at_end.pop()()
+
+
+def plan_or_precision(plan: Path | None, precision: str | None) -> None:
+    """Raises MpqError where both are given."""
+    if plan is not None and precision is not None:
+        raise MpqError("give --plan or --precision, not both")
 
 
 def parse_numbers(option: str, text: str) -> tuple[float, ...]:

@@ -9,14 +9,19 @@ import typer
 
 from tvm_mpq.cli.console import progress_bar, stderr_line, stdout, write_json
 from tvm_mpq.cli.options import (
+    CalibrationOption,
+    InputShapeOption,
     JsonOption,
     MeanOption,
+    ModelArgument,
+    ObserverOption,
     ResizeOption,
     RpcKeyOption,
     RpcOption,
     RpcTimeoutOption,
     RpcTrackerOption,
     ScaleOption,
+    TargetOption,
     ThreadsOption,
     check_output_file,
     parse_device,
@@ -81,18 +86,14 @@ DEFAULT_CANDIDATES = ",".join(map(str, SEARCHED))
 
 
 def search(
-    model: Annotated[Path, typer.Argument(help="The network.", metavar="MODEL.onnx")],
+    model: ModelArgument,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="PLAN.json", help="The plan; its weights lie beside it.")
     ],
-    calibration: Annotated[
-        Path, typer.Option(metavar="DATA", help="An .npz, or a folder of images with labels.csv.")
-    ],
+    calibration: CalibrationOption,
     selection: SelectionOption = None,
     evaluation: EvaluationOption = None,
-    target: Annotated[
-        str, typer.Option(metavar="NAME", help="A name of 'tvm-mpq targets', or a target's .toml file.")
-    ] = "host",
+    target: TargetOption = "host",
     minimize: MinimizeOption = "loss",
     max_loss_increase: MaxLossOption = None,
     max_latency: MaxLatencyOption = None,
@@ -116,14 +117,9 @@ def search(
     front: Annotated[
         int, typer.Option(metavar="N", help="Also report the best plans for N limits on storage.")
     ] = 0,
-    observer: Annotated[
-        str, typer.Option(help="How ranges are found: minmax, percentile, mse or entropy.")
-    ] = "minmax",
+    observer: ObserverOption = "minmax",
     threads: ThreadsOption = 1,
-    input_shape: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME:1,3,224,224", help="The shape of an input; may be given for each."),
-    ] = None,
+    input_shape: InputShapeOption = None,
     resize: ResizeOption = None,
     mean: MeanOption = "0",
     scale: ScaleOption = "1",
@@ -228,11 +224,11 @@ def make_options(
     front: int = 0,
 ) -> SearchOptions:
     """How to search, as options ask for it; raises MpqError for unknown precisions."""
-    from tvm_mpq.precision import Precision
+    from tvm_mpq.precision import parse_precisions
     from tvm_mpq.search.task import SearchOptions
 
     return SearchOptions(
-        precisions=tuple(Precision.parse(text.strip()) for text in precisions.split(",")),
+        precisions=parse_precisions(precisions),
         loss=loss,
         probabilities=probabilities,
         observer=observer,

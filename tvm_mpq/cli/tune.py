@@ -9,39 +9,35 @@ import typer
 
 from tvm_mpq.cli.console import progress_bar, stdout, write_json
 from tvm_mpq.cli.options import (
+    InputShapeOption,
     JsonOption,
+    ModelArgument,
+    PlanOption,
+    PrecisionOption,
     RpcKeyOption,
     RpcOption,
     RpcTimeoutOption,
     RpcTrackerOption,
+    TargetOption,
     check_output_file,
     parse_device,
     parse_input_shapes,
+    plan_or_precision,
 )
-from tvm_mpq.errors import MpqError
 
 
 def tune(
-    model: Annotated[Path, typer.Argument(help="The network.", metavar="MODEL.onnx")],
-    target: Annotated[
-        str, typer.Option(metavar="NAME", help="A name of 'tvm-mpq targets', or a target's .toml file.")
-    ] = "host",
-    precision: Annotated[
-        str | None, typer.Option(help="One precision for every operator.", show_default="w8a8")
-    ] = None,
-    plan: Annotated[
-        Path | None, typer.Option(metavar="PLAN.json", help="A precision for each operator instead.")
-    ] = None,
+    model: ModelArgument,
+    target: TargetOption = "host",
+    precision: PrecisionOption = None,
+    plan: PlanOption = None,
     trials: Annotated[
         int, typer.Option(metavar="N", help="Tiles to measure, for the plan and as many for the baseline.")
     ] = 1500,
     tuning_logs: Annotated[
         Path, typer.Option(metavar="DIR", help="Where records are read and added, a folder a target.")
     ] = Path("tuning_logs"),
-    input_shape: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME:1,3,224,224", help="The shape of an input; may be given for each."),
-    ] = None,
+    input_shape: InputShapeOption = None,
     threads: Annotated[int, typer.Option(metavar="N", help="Threads that the network will run with.")] = 1,
     time_limit: Annotated[
         float | None, typer.Option(metavar="MINUTES", help="Start no batch after so many minutes.")
@@ -63,8 +59,7 @@ def tune(
     Run it again with the same --tuning-logs to go on after an interruption: nothing is measured twice.
     """
     check_output_file("--json", json)
-    if plan is not None and precision is not None:
-        raise MpqError("give --plan or --precision, not both")
+    plan_or_precision(plan, precision)
     shapes = parse_input_shapes(input_shape or [])
     from tvm_mpq.cli.tables import tuning_table
     from tvm_mpq.plan import PrecisionPlan

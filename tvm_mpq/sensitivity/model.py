@@ -52,6 +52,9 @@ def analyze_model(
     ``announce`` as in :meth:`~tvm_mpq.sensitivity.analysis.Analysis.run`. Runs on this machine, whatever the target of
     the plan will be: integer arithmetic is the same everywhere. Raises MpqError for everything that a user can mend.
     """
+    for precision in precisions:
+        if precision.is_float:
+            raise MpqError(f"{precision} is what the others are compared with: name integer precisions only")
     mod = import_onnx(model, input_shapes)
     inputs, outputs = io_specs(mod)
     _check_batch(inputs, outputs)
@@ -80,17 +83,6 @@ def analyze_model(
     if measure:
         table = measured(table, PlanEvaluator(mod, ranges, chosen, exact, target), progress, save)
     return table
-
-
-def parse_precisions(text: str) -> tuple[Precision, ...]:
-    """``"w8a8,w4a8"`` as precisions; raises MpqError for unknown ones, floats and repetitions."""
-    precisions = tuple(Precision.parse(part.strip()) for part in text.split(","))
-    for place, precision in enumerate(precisions):
-        if precision.is_float:
-            raise MpqError(f"{precision} is what the others are compared with: name integer precisions only")
-        if precision in precisions[:place]:
-            raise MpqError(f"{precision} is named twice")
-    return precisions
 
 
 def _check_batch(inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
