@@ -22,6 +22,7 @@ from tvm_mpq.search.candidates import (
     ROUNDED_KINDS,
     Candidates,
     candidate_keys,
+    candidate_statistics,
     operator_weights,
     round_candidates,
 )
@@ -215,8 +216,9 @@ def test_candidates_are_rounded_by_their_inputs_and_8_bits_to_nearest() -> None:
     network = prepare(branches())
     precisions = tuple(map(Precision.parse, ("w8a8", "w3a8", "w3g4a8")))
     data = Dataset(Noise(network.mod, 12))
-    found = round_candidates(network.mod, network.ranges, data, precisions, host_target())
-    again = round_candidates(network.mod, network.ranges, data, precisions, host_target())
+    keys = candidate_keys(network.mod, precisions)
+    statistics = candidate_statistics(network.mod, keys, network.ranges, data, host_target())
+    found, again = (round_candidates(network.mod, keys, statistics) for _ in range(2))
     plain = nearest(network.mod, precisions)
     assert found.weights.keys() == found.biases.keys() == plain.weights.keys()
     assert ("dw", "w3a8") in found.weights

@@ -256,7 +256,7 @@ def test_calibration_that_is_missing_or_nothing(fails) -> None:
     assert fails(*COMPILE) == said
     assert fails(*CALIBRATED, "--samples", "0") == "cannot take 0 samples: ask for at least 1"
     said = fails(*CALIBRATED, "--observer", "median")
-    assert said == "unknown observer 'median': use minmax, percentile, mse, entropy"
+    assert said == "unknown observer 'median': use minmax, percentile, mse, entropy, loss"
 
 
 # Targets and plans

@@ -50,6 +50,7 @@ plan_weights = st.builds(
     weights=st.dictionaries(names, quantized(), max_size=3),
     biases=st.dictionaries(names, biases.map(lambda b: np.array(b, np.float32)), max_size=3),
     scales=st.dictionaries(names, finite, max_size=2),
+    factors=st.dictionaries(names, biases.map(lambda b: np.array(b, np.float32)), max_size=2),
     origin=st.just({"observer": "minmax", "samples": 3, "seed": 0, "sha256": "b"}),
 )
 
@@ -70,6 +71,9 @@ def test_weights_come_back_as_they_were(weights: PlanWeights) -> None:
     assert found.ranges == weights.ranges
     assert (found.model_sha256, dict(found.origin)) == (weights.model_sha256, weights.origin)
     assert found.scales == weights.scales
+    assert {k: v.tolist() for k, v in found.factors.items()} == {
+        k: v.tolist() for k, v in weights.factors.items()
+    }
     assert found.weights.keys() == weights.weights.keys()
     for name, value in weights.weights.items():
         assert_same_weights(found.weights[name], value)
@@ -90,7 +94,7 @@ def example() -> tuple[PrecisionPlan, PlanWeights]:
     changes = {"a": rng.normal(size=3).astype(np.float32)}
     limits = TensorRanges({"x": (-1.0, 1.0)}, {"a": (0.0, 2.0), "b": (0.0, 3.0)})
     origin = {"observer": "minmax", "samples": 3, "seed": 0, "sha256": "c" * 64}
-    return plan, PlanWeights("m" * 64, limits, weights, changes, {"b": 1.5}, origin)
+    return plan, PlanWeights("m" * 64, limits, weights, changes, {"b": 1.5}, {}, origin)
 
 
 @pytest.fixture
@@ -171,7 +175,9 @@ def head_of(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, object]]:
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema_version": 2},
+        {"schema_version": 1},
+        {"factors": 3},
+        {"factors": ["a"]},
         {"inputs": []},
         {"inputs": {"x": [1]}},
         {"outputs": {"x": ["low", "high"]}},

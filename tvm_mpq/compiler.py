@@ -11,20 +11,22 @@ from rich.progress import Progress
 from tvm import IRModule
 
 from tvm_mpq.build import build, constant_bytes
-from tvm_mpq.calibration import calibrate
 from tvm_mpq.cost.calls import kernel_calls
 from tvm_mpq.dataset import Dataset, Preprocess
 from tvm_mpq.errors import MpqError, MpqWarning
 from tvm_mpq.files import sha256
+from tvm_mpq.fitting import GridOptions, fit_weights
 from tvm_mpq.frontend import import_onnx, io_specs, operators
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.plan_weights import PlanWeights
 from tvm_mpq.precision import FP32, Precision
 from tvm_mpq.runtime.metadata import CalibrationInfo, OperatorRecord, Storage
 from tvm_mpq.runtime.package import Package, baseline_path
-from tvm_mpq.target import Target, host_target, load_target
+from tvm_mpq.search.candidates import Rounding
+from tvm_mpq.target import Target, load_target
 from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.assign_grids import TensorRanges
+from tvm_mpq.transform.equalize_channels import equalize_channels
 from tvm_mpq.transform.pipeline import Pipeline
 from tvm_mpq.transform.scale_operators import scale_operators
 from tvm_mpq.tuning.lookup import TunedTiles, tuned_tiles
@@ -39,6 +41,10 @@ def compile_model(
     weights: PlanWeights | None = None,
     precision: str = "w8a8",
     observer: str = "minmax",
+    equalize: bool = False,
+    rounding: Rounding | None = None,
+    loss: str = "cross-entropy",
+    probabilities: bool = False,
     samples: int = 256,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     output: str | Path | None = None,
@@ -53,7 +59,9 @@ def compile_model(
     """Compile the ONNX file ``model``, every operator at ``plan``'s precision (or all at ``precision``).
 
     ``calibration`` (a path or an open data set, of which ``samples`` are used) is needed as soon as one operator has
-    8-bit activations, unless there are ``weights``, which a search chose with the plan (``load_plan``). With ``output``
+    8-bit activations, unless there are ``weights``, which a search chose with the plan (``load_plan``). It finds the
+    ranges, by ``loss`` where that is the ``observer``; with ``equalize`` the channels' factors too, and with
+    ``rounding`` it rounds the weights (to nearest, and without changes of biases, where it is None). With ``output``
     the package is written there and, with ``baseline``, the fp32 package beside it as ``<output>.fp32.tar``.
     ``dump_ir`` is a folder that gets the module after each pass. Kernels get the tiles that the logs under
     ``tuning_logs`` (by default those that come with tvm_mpq) know for ``threads`` threads; what was left out of them is
@@ -67,24 +75,22 @@ def compile_model(
     chosen.check(names)
     machine.require(chosen.operators.values())
 
-    ranges, information, digest = TensorRanges({}, {}), None, None
+    information, digest = None, None
     digest_of_model = sha256(Path(model).read_bytes())
     if weights is not None:
         if weights.model_sha256 != digest_of_model:
             raise MpqError(f"the plan's weights are of another network than {model}: search again")
-        ranges, digest = weights.ranges, str(weights.origin["sha256"])
+    elif any(value.integer_activations for value in chosen.operators.values()):
+        dataset = _calibration_set(mod, calibration, preprocess or Preprocess()).take(samples)
+        grids = GridOptions(observer, equalize, rounding, loss, probabilities)
+        weights = fit_weights(mod, digest_of_model, chosen, dataset, grids, seed, progress)
+    if weights is not None:
+        digest = str(weights.origin["sha256"])
         information = CalibrationInfo(
             str(weights.origin["observer"]), int(weights.origin["samples"]), int(weights.origin["seed"])
         )
-    elif any(value.integer_activations for value in chosen.operators.values()):
-        dataset = _calibration_set(mod, calibration, preprocess or Preprocess()).take(samples)
-        # With this machine's kernels, whatever the target: it may not run here, and floats rounded in another order
-        # would give each target grids, and so bytes, of its own.
-        ranges = calibrate(mod, dataset, observer, host_target(), progress)
-        information = CalibrationInfo(observer, len(dataset), seed)
-        digest = dataset.content_hash()
 
-    job = _Job(mod, Path(model).stem, digest_of_model, machine, ranges, tiles)
+    job = _Job(mod, Path(model).stem, digest_of_model, machine, tiles)
     package = job.package(chosen, weights, information, digest, None if dump_ir is None else Path(dump_ir))
     all_float = all(value == FP32 for value in chosen.operators.values())
     if baseline and output is not None and not all_float:
@@ -108,7 +114,6 @@ class _Job:
     name: str
     model_sha256: str
     target: Target
-    ranges: TensorRanges
     tiles: TunedTiles
 
     def package(
@@ -119,14 +124,15 @@ class _Job:
         calibration_sha256: str | None,
         dump_ir: Path | None,
     ) -> Package:
-        mod, rounded, biases = self.mod, None, None
+        mod, ranges, rounded, biases = self.mod, TensorRanges({}, {}), None, None
         if weights is not None:
-            mod = scale_operators(mod, weights.scales)
+            ranges = weights.ranges
+            mod = equalize_channels(scale_operators(mod, weights.scales), weights.factors)
             rounded = weights.fitting(plan)
             biases = {name: change for name, change in weights.biases.items() if name in rounded}
         pipeline = Pipeline(
             plan,
-            self.ranges,
+            ranges,
             self.target.instruction,
             dump_ir,
             weights=rounded,

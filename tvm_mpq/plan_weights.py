@@ -23,7 +23,7 @@ from tvm_mpq.quantization.weights import QuantizedWeights
 from tvm_mpq.quantization.weights_file import UNREADABLE, pack_weights, read_npz, unpack_weights, write_npz
 from tvm_mpq.transform.assign_grids import TensorRanges
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,10 @@ class PlanWeights:
     """``weights`` and changes of ``biases`` (float32 [O]) by operator; ``ranges`` of tensors.
 
     ``scales`` are the factors of operators whose outputs the loss wanted larger or smaller
-    (:class:`~tvm_mpq.transform.scale_operators.ScaleOperators`); weights, biases and ranges are those of the network
-    scaled so. ``model_sha256`` is the network's, ``origin`` how the ranges came about: observer, samples, seed
-    and hash.
+    (:class:`~tvm_mpq.transform.scale_operators.ScaleOperators`), ``factors`` (float32 [O]) those of channels
+    (:class:`~tvm_mpq.transform.equalize_channels.EqualizeChannels`); weights, biases and ranges are of the network
+    after both. ``model_sha256`` is the network's, ``origin`` how the ranges came about: observer, samples, seed and
+    hash.
     """
 
     model_sha256: str
@@ -41,6 +42,7 @@ class PlanWeights:
     weights: Mapping[str, QuantizedWeights] = field(default_factory=dict)
     biases: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)
+    factors: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
 
     def fitting(self, plan: PrecisionPlan) -> dict[str, QuantizedWeights]:
@@ -66,12 +68,15 @@ class PlanWeights:
     def to_bytes(self) -> bytes:
         """The content of the .npz."""
         arrays, operators = pack_weights(self.weights, self.biases)
+        for index, factor in enumerate(self.factors.values()):
+            arrays[f"factor.{index}"] = np.asarray(factor, np.float32)
         head = {
             "schema_version": SCHEMA_VERSION,
             "model_sha256": self.model_sha256,
             "inputs": {k: list(v) for k, v in self.ranges.inputs.items()},
             "outputs": {k: list(v) for k, v in self.ranges.operators.items()},
             "scales": dict(self.scales),
+            "factors": list(self.factors),
             "origin": dict(self.origin),
             "operators": operators,
         }
@@ -83,14 +88,20 @@ class PlanWeights:
         try:
             arrays, head = read_npz(content)
             if head["schema_version"] != SCHEMA_VERSION:
-                raise ValueError(f"schema version {head['schema_version']!r}")
+                raise ValueError(
+                    f"schema version {head['schema_version']!r}; this is {SCHEMA_VERSION}, search again"
+                )
             weights, biases = unpack_weights(arrays, head["operators"])
             ranges = TensorRanges(
                 {k: (float(v[0]), float(v[1])) for k, v in head["inputs"].items()},
                 {k: (float(v[0]), float(v[1])) for k, v in head["outputs"].items()},
             )
             scales = {str(k): float(v) for k, v in head["scales"].items()}
-            return cls(head["model_sha256"], ranges, weights, biases, scales, dict(head["origin"]))
+            factors = {
+                str(name): np.asarray(arrays[f"factor.{index}"], np.float32)
+                for index, name in enumerate(head["factors"])
+            }
+            return cls(head["model_sha256"], ranges, weights, biases, scales, factors, dict(head["origin"]))
         except UNREADABLE as error:
             raise MpqError(f"{source} are not a plan's weights: {' '.join(str(error).split())}") from None
 

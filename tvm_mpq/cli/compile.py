@@ -10,13 +10,17 @@ import typer
 
 from tvm_mpq.cli.console import progress_bar, stdout, write_json
 from tvm_mpq.cli.options import (
+    CorrectBiasesOption,
+    EqualizeOption,
     InputShapeOption,
     JsonOption,
+    LossOption,
     MeanOption,
     ModelArgument,
     ObserverOption,
     PlanOption,
     PrecisionOption,
+    ProbabilitiesOption,
     ResizeOption,
     ScaleOption,
     TargetOption,
@@ -30,13 +34,11 @@ from tvm_mpq.cli.search import (
     CacheOption,
     EvaluationOption,
     EvaluationsOption,
-    LossOption,
     MaxLatencyOption,
     MaxLossOption,
     MaxStorageOption,
     MinimizeOption,
     OutputScaleOption,
-    ProbabilitiesOption,
     SelectionOption,
     make_goal,
     make_options,
@@ -66,6 +68,16 @@ def compile_command(
     output_scale: OutputScaleOption = True,
     cache: CacheOption = None,
     observer: ObserverOption = "minmax",
+    equalize: EqualizeOption = False,
+    rounding: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            help="How weights are rounded: nearest or second-order.",
+            show_default="nearest, biases as they are; second-order of a search",
+        ),
+    ] = None,
+    correct_biases: CorrectBiasesOption = True,
     samples: Annotated[int, typer.Option(metavar="N", help="Samples to calibrate on.")] = 256,
     input_shape: InputShapeOption = None,
     resize: ResizeOption = None,
@@ -113,6 +125,7 @@ def compile_command(
     from tvm_mpq.dataset import Preprocess
     from tvm_mpq.plan_weights import load_plan
     from tvm_mpq.runtime.package import baseline_path
+    from tvm_mpq.search.candidates import Rounding
 
     start = time.perf_counter()
     if goal is not None:
@@ -128,6 +141,9 @@ def compile_command(
                 loss,
                 probabilities,
                 observer,
+                equalize,
+                rounding or "second-order",
+                correct_biases,
                 evaluations,
                 output_scale,
                 threads,
@@ -150,6 +166,10 @@ def compile_command(
             weights=weights,
             precision=precision or "w8a8",
             observer=observer,
+            equalize=equalize,
+            rounding=None if rounding is None else Rounding(rounding, correct_biases),
+            loss=loss,
+            probabilities=probabilities,
             samples=samples,
             input_shapes=shapes or None,
             output=output,

@@ -29,9 +29,18 @@ PlanOption = Annotated[
     Path | None, typer.Option(metavar="PLAN.json", help="A precision for each operator instead.")
 ]
 ObserverOption = Annotated[
-    str, typer.Option(help="How ranges are found: minmax, percentile, mse or entropy.")
+    str, typer.Option(help="How ranges are found: minmax, percentile, mse, entropy or loss.")
 ]
-CalibrationSamplesOption = Annotated[int, typer.Option(metavar="N", help="Samples to calibrate on.")]
+CorrectBiasesOption = Annotated[
+    bool, typer.Option("--correct-biases/--no-correct-biases", help="Undo the mean error of rounded weights.")
+]
+EqualizeOption = Annotated[
+    bool, typer.Option("--equalize", help="Scale channels so that one grid fits all of a tensor's.")
+]
+LossOption = Annotated[str, typer.Option(help="cross-entropy, mse, bce, cosine, ctc, kl or module:function.")]
+ProbabilitiesOption = Annotated[
+    bool, typer.Option("--probabilities", help="The outputs are probabilities, not logits.")
+]
 InputShapeOption = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME:1,3,224,224", help="The shape of an input; may be given for each."),

@@ -10,11 +10,15 @@ import typer
 from tvm_mpq.cli.console import progress_bar, stderr_line, stdout, write_json
 from tvm_mpq.cli.options import (
     CalibrationOption,
+    CorrectBiasesOption,
+    EqualizeOption,
     InputShapeOption,
     JsonOption,
+    LossOption,
     MeanOption,
     ModelArgument,
     ObserverOption,
+    ProbabilitiesOption,
     ResizeOption,
     RpcKeyOption,
     RpcOption,
@@ -70,10 +74,6 @@ OutputScaleOption = Annotated[
         "--output-scale/--no-output-scale", help="Let the loss choose the scale of the network's output."
     ),
 ]
-LossOption = Annotated[str, typer.Option(help="cross-entropy, mse, bce, cosine, ctc, kl or module:function.")]
-ProbabilitiesOption = Annotated[
-    bool, typer.Option("--probabilities", help="The outputs are probabilities, not logits.")
-]
 CacheOption = Annotated[
     Path | None,
     typer.Option(
@@ -118,6 +118,11 @@ def search(
         int, typer.Option(metavar="N", help="Also report the best plans for N limits on storage.")
     ] = 0,
     observer: ObserverOption = "minmax",
+    equalize: EqualizeOption = False,
+    rounding: Annotated[
+        str, typer.Option(metavar="METHOD", help="How weights are rounded: nearest or second-order.")
+    ] = "second-order",
+    correct_biases: CorrectBiasesOption = True,
     threads: ThreadsOption = 1,
     input_shape: InputShapeOption = None,
     resize: ResizeOption = None,
@@ -145,7 +150,18 @@ def search(
     from tvm_mpq.sensitivity.table import SensitivityTable
 
     options = make_options(
-        precisions, loss, probabilities, observer, evaluations, output_scale, threads, seed, front
+        precisions,
+        loss,
+        probabilities,
+        observer,
+        equalize,
+        rounding,
+        correct_biases,
+        evaluations,
+        output_scale,
+        threads,
+        seed,
+        front,
     )
     result = run_search(
         model,
@@ -217,6 +233,9 @@ def make_options(
     loss: str,
     probabilities: bool,
     observer: str,
+    equalize: bool,
+    rounding: str,
+    correct_biases: bool,
     evaluations: int,
     output_scale: bool,
     threads: int,
@@ -225,6 +244,7 @@ def make_options(
 ) -> SearchOptions:
     """How to search, as options ask for it; raises MpqError for unknown precisions."""
     from tvm_mpq.precision import parse_precisions
+    from tvm_mpq.search.candidates import Rounding
     from tvm_mpq.search.task import SearchOptions
 
     return SearchOptions(
@@ -232,6 +252,8 @@ def make_options(
         loss=loss,
         probabilities=probabilities,
         observer=observer,
+        equalize=equalize,
+        rounding=Rounding(rounding, correct_biases),
         evaluations=evaluations,
         output_scale=output_scale,
         threads=threads,

@@ -1,4 +1,4 @@
-"""From a histogram to the range that deserves an 8-bit grid: by percentile, squared error or entropy."""
+"""From a histogram to the range that deserves an 8-bit grid: by percentile, squared error, entropy or the loss."""
 
 from __future__ import annotations
 
@@ -31,12 +31,23 @@ def least_squares_range(histogram: Histogram) -> tuple[float, float]:
     centers, counts = _occupied(histogram)
 
     def cost(lows: Vector, highs: Vector) -> Vector:
-        scale = (highs - lows)[:, None] / _LEVELS
-        zero = np.rint(-lows[:, None] / scale)
-        codes = np.clip(np.rint(centers / scale), -zero, _LEVELS - zero)
-        return np.asarray(((codes * scale - centers) ** 2) @ counts, np.float64)
+        return np.asarray(_errors(centers, lows, highs) ** 2 @ counts, np.float64)
 
-    return _search(histogram, cost)
+    return _search(histogram.low, histogram.high, cost)
+
+
+def least_loss_range(
+    low: float, high: float, values: Vector, gradients: npt.NDArray[np.float64]
+) -> tuple[float, float]:
+    """The range inside (low, high) of least E (Σ g·e)², e the rounding and clipping errors of ``values`` [cells].
+
+    ``gradients`` [samples, cells] are the sums of g = ∂loss/∂value over each sample's values in a cell.
+    """
+
+    def cost(lows: Vector, highs: Vector) -> Vector:
+        return np.asarray(np.mean((_errors(values, lows, highs) @ gradients.T) ** 2, axis=1), np.float64)
+
+    return _search(low, high, cost)
 
 
 def entropy_range(histogram: Histogram) -> tuple[float, float]:
@@ -51,7 +62,15 @@ def entropy_range(histogram: Histogram) -> tuple[float, float]:
     def cost(lows: Vector, highs: Vector) -> Vector:
         return np.array([_divergence(centers, counts, lo, hi) for lo, hi in zip(lows, highs, strict=True)])
 
-    return _search(histogram, cost)
+    return _search(histogram.low, histogram.high, cost)
+
+
+def _errors(values: Vector, lows: Vector, highs: Vector) -> npt.NDArray[np.float64]:
+    """What the 8-bit grid of each candidate range adds to each of ``values``, [candidates, values]."""
+    scale = (highs - lows)[:, None] / _LEVELS
+    zero = np.rint(-lows[:, None] / scale)
+    codes = np.clip(np.rint(values / scale), -zero, _LEVELS - zero)
+    return np.asarray(codes * scale - values, np.float64)
 
 
 def _cells_before(counts: npt.NDArray[np.int64], cut: float) -> float:
@@ -86,9 +105,8 @@ def _occupied(histogram: Histogram) -> tuple[Vector, Vector]:
     return centers, histogram.counts[cells].astype(np.float64)
 
 
-def _search(histogram: Histogram, cost: _Cost) -> tuple[float, float]:
-    """The cheapest range inside the values' own: both ends together first, then each in turn, ever finer."""
-    low, high = histogram.low, histogram.high
+def _search(low: float, high: float, cost: _Cost) -> tuple[float, float]:
+    """The cheapest range inside (low, high): both ends together first, then each in turn, ever finer."""
     if low == high:
         return low, high
     ratios = np.geomspace(1.0, 1.0 / 64.0, 48)

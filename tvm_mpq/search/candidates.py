@@ -13,12 +13,13 @@ from threadpoolctl import threadpool_limits
 from tvm import IRModule
 
 from tvm_mpq.dataset import Dataset
+from tvm_mpq.errors import MpqError
 from tvm_mpq.frontend import operators
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.precision import W8A8, Precision
 from tvm_mpq.quantization.covariance import InputStatistics
 from tvm_mpq.quantization.rounding import round_to_nearest
-from tvm_mpq.quantization.second_order import SecondOrder, bias_change, round_second_order
+from tvm_mpq.quantization.second_order import bias_change, round_second_order
 from tvm_mpq.quantization.weights import QuantizedWeights
 from tvm_mpq.runtime.threads import available_threads
 from tvm_mpq.sensitivity.input_statistics import input_statistics
@@ -28,6 +29,8 @@ from tvm_mpq.transform.operator_body import read_body
 
 Weight = npt.NDArray[np.float32]
 Key = tuple[str, str]
+
+METHODS = ("nearest", "second-order")
 
 ROUNDED_KINDS = frozenset({"conv2d", "depthwise_conv2d", "matmul"})
 """Kinds whose weights can be rounded by the statistics of their inputs."""
@@ -64,6 +67,22 @@ def operator_weights(mod: IRModule) -> dict[str, Weight]:
     return found
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """How weights become integers: by one of :data:`METHODS`.
+
+    "second-order" is :mod:`~tvm_mpq.quantization.second_order`. ``correct_biases`` adds the bias that keeps the mean of
+    the operator's output. Raises MpqError for another method.
+    """
+
+    method: str = "second-order"
+    correct_biases: bool = True
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise MpqError(f"unknown rounding {self.method!r}: use {', '.join(METHODS)}")
+
+
 def candidate_keys(mod: IRModule, precisions: Sequence[Precision]) -> list[Key]:
     """Every (operator, precision) whose weights are rounded: 8-bit activations, and groups not in depthwise ones."""
     kinds = {operator.name: operator.kind for operator in operators(mod)}
@@ -77,50 +96,55 @@ def candidate_keys(mod: IRModule, precisions: Sequence[Precision]) -> list[Key]:
     ]
 
 
-def round_candidates(
+def candidate_statistics(
     mod: IRModule,
+    keys: Sequence[Key],
     ranges: TensorRanges,
     dataset: Dataset,
-    precisions: Sequence[Precision],
     target: Target,
-    options: SecondOrder | None = None,
     progress: Progress | None = None,
-) -> Candidates:
-    """Round the weights of the canonical ``mod`` to all ``precisions``, by the inputs of its w8a8 network.
-
-    ``dataset`` needs no labels. Weights of 8 bits are rounded to nearest: their codes obey the sums of the fast
-    instructions (:mod:`~tvm_mpq.quantization.int16_sums`), and there is little to gain. All get the bias that keeps
-    the mean of the operator's output.
-    """
-    names = [operator.name for operator in operators(mod)]
-    keys = candidate_keys(mod, precisions)
-    kinds = {operator.name: operator.kind for operator in operators(mod)}
+) -> dict[str, InputStatistics]:
+    """The moments of the inputs of the operators that ``keys`` name in the w8a8 network, over ``dataset``."""
     if not keys:
-        return Candidates()
-    statistics = input_statistics(
+        return {}
+    return input_statistics(
         mod,
-        PrecisionPlan.uniform(names, W8A8),
+        PrecisionPlan.uniform([operator.name for operator in operators(mod)], W8A8),
         ranges,
         dataset,
         target,
-        only=dict.fromkeys(n for n, _ in keys),
+        only=dict.fromkeys(name for name, _ in keys),
         progress=progress,
         with_reference=False,
     )
+
+
+def round_candidates(
+    mod: IRModule,
+    keys: Sequence[Key],
+    statistics: Mapping[str, InputStatistics],
+    options: Rounding | None = None,
+    progress: Progress | None = None,
+) -> Candidates:
+    """Round the weights of the canonical ``mod`` to all ``keys``, by ``statistics`` of their inputs.
+
+    Weights of 8 bits are always rounded to nearest: their codes obey the sums of the fast instructions
+    (:mod:`~tvm_mpq.quantization.int16_sums`), and there is little to gain.
+    """
+    kinds = {operator.name: operator.kind for operator in operators(mod)}
+    chosen = options or Rounding()
     weights = operator_weights(mod)
     task = None if progress is None else progress.add_task("rounding weights", total=len(keys))
 
     def candidate(key: Key) -> tuple[QuantizedWeights, npt.NDArray[np.float32]]:
         name, text = key
-        rounded = _rounded(
-            name,
-            weights[name],
-            Precision.parse(text),
-            kinds[name],
-            statistics[name],
-            options or SecondOrder(),
-        )
-        change = bias_change(weights[name], rounded, statistics[name])
+        precision, paired = Precision.parse(text), kinds[name] != "depthwise_conv2d"
+        rounded = round_to_nearest(weights[name], precision.weight_bits, precision.group, name, paired)
+        if chosen.method != "nearest" and precision.weight_bits < 8:
+            rounded = round_second_order(weights[name], rounded, statistics[name])
+        change = np.zeros(len(rounded.codes), np.float32)
+        if chosen.correct_biases:
+            change = bias_change(weights[name], rounded, statistics[name])
         if progress is not None and task is not None:
             progress.advance(task)
         return rounded, change
@@ -129,18 +153,3 @@ def round_candidates(
     with threadpool_limits(1), ThreadPoolExecutor(available_threads()) as pool:
         found = dict(zip(keys, pool.map(candidate, keys), strict=True))
     return Candidates({k: w for k, (w, _) in found.items()}, {k: b for k, (_, b) in found.items()})
-
-
-def _rounded(
-    name: str,
-    weight: Weight,
-    precision: Precision,
-    kind: str,
-    statistics: InputStatistics,
-    options: SecondOrder,
-) -> QuantizedWeights:
-    paired = kind != "depthwise_conv2d"
-    nearest = round_to_nearest(weight, precision.weight_bits, precision.group, name, paired)
-    if precision.weight_bits == 8:
-        return nearest
-    return round_second_order(weight, nearest, statistics, options)

@@ -32,7 +32,7 @@ def report(prepared: Prepared, found: Found, limits: Mapping[str, float], unsign
     task, splits = prepared.task, prepared.task.splits
     names = prepared.space.names
     scaled = PlanEvaluator(prepared.mod, prepared.ranges, splits.evaluation, prepared.loss, prepared.target)
-    plain = scaled.of(task.mod)
+    plain = PlanEvaluator(task.mod, prepared.plain_ranges, splits.evaluation, prepared.loss, prepared.target)
     float_plan, eight = (PrecisionPlan.uniform(names, precision) for precision in (FP32, W8A8))
     best = prepared.space.plan(found.best.choices)
     fp32 = plain.losses(float_plan)

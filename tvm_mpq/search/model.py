@@ -226,7 +226,7 @@ def _journal_key(prepared: Prepared) -> str:
         "model": task.model_sha256,
         "data": task.splits.hashes(),
         "scale": {} if prepared.scale is None else prepared.scale.factors,
-        "options": {k: options[k] for k in ("loss", "probabilities", "observer")}
+        "options": {k: options[k] for k in ("loss", "probabilities", "observer", "equalize", "rounding")}
         | {k: options[k] for k in ("calibration_samples", "rounding_samples")},
         "versions": versions(),
     }
@@ -245,4 +245,6 @@ def _weights(prepared: Prepared, choices: Choices) -> PlanWeights:
         "sha256": samples.content_hash(),
     }
     scales = {} if prepared.scale is None else prepared.scale.factors
-    return PlanWeights(prepared.task.model_sha256, prepared.ranges, weights, biases, scales, origin)
+    return PlanWeights(
+        prepared.task.model_sha256, prepared.ranges, weights, biases, scales, prepared.factors, origin
+    )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from rich.progress import Progress
@@ -18,14 +19,22 @@ from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.precision import FP32
 from tvm_mpq.runtime.evaluate import SampleLosses
 from tvm_mpq.search.candidate_store import load_candidates, save_candidates
-from tvm_mpq.search.candidates import Candidates, round_candidates
+from tvm_mpq.search.candidates import (
+    Candidates,
+    candidate_keys,
+    candidate_statistics,
+    round_candidates,
+)
 from tvm_mpq.search.choices import ChoiceSpace
 from tvm_mpq.search.confidence import OutputScale, fit_output_scale
 from tvm_mpq.search.evaluator import PlanEvaluator
 from tvm_mpq.search.problem import Problem
 from tvm_mpq.search.task import Task
+from tvm_mpq.sensitivity.equalization import equalize
+from tvm_mpq.sensitivity.losses import relax_loss
 from tvm_mpq.target import Target, host_target
 from tvm_mpq.transform.assign_grids import TensorRanges
+from tvm_mpq.transform.equalize_channels import Factors, equalize_channels
 from tvm_mpq.transform.scale_operators import scale_operators
 from tvm_mpq.versions import versions
 
@@ -36,14 +45,17 @@ Say = Callable[[str], None]
 class Prepared:
     """What plans are made of and measured with.
 
-    ``mod`` is the network with its output scaled. ``fp32`` are the losses of the network as it was given, ``scaled``
-    those of ``mod`` in fp32, both on the selection set, which ``evaluator`` runs plans on. ``problem`` has no loss yet.
+    ``mod`` is the network with its output scaled and, by ``factors``, its channels equalized; ``ranges`` are its, and
+    ``plain_ranges`` those of the network as it was given. ``fp32`` are the losses of that one, ``scaled`` those of
+    ``mod`` in fp32, both on the selection set, which ``evaluator`` runs plans on. ``problem`` has no loss yet.
     """
 
     task: Task
     mod: IRModule
     scale: OutputScale | None
+    factors: Factors
     ranges: TensorRanges
+    plain_ranges: TensorRanges
     candidates: Candidates
     loss: Loss
     fp32: SampleLosses
@@ -79,9 +91,15 @@ def prepare(task: Task, progress: Progress | None = None, clock: Say = lambda st
     clock("scale of the output")
 
     samples = splits.calibration.take(options.calibration_samples)
-    ranges = calibrate(mod, samples, options.observer, target, progress)
+    factors = equalize(mod, samples, target, progress) if options.equalize else {}
+    mod = equalize_channels(mod, factors)
+    differentiable = relax_loss(options.loss, probabilities=options.probabilities, labels=samples.labels)
+    ranges = calibrate(mod, samples, options.observer, target, progress, differentiable)
+    plain_ranges = ranges
+    if factors:
+        plain_ranges = calibrate(task.mod, samples, options.observer, target, progress, differentiable)
     clock("calibration")
-    candidates = _candidates(task, mod, scale, ranges, target, progress)
+    candidates = _candidates(task, mod, scale, factors, ranges, target, progress)
     clock("rounding")
     space = ChoiceSpace.of(mod, options.precisions, candidates)
     problem = space.problem(np.zeros(space.allowed.shape), task.costs)
@@ -89,7 +107,20 @@ def prepare(task: Task, progress: Progress | None = None, clock: Say = lambda st
     evaluator = PlanEvaluator(mod, ranges, splits.selection, loss, target, divergence=companion)
     scaled = evaluator.losses(PrecisionPlan.uniform(names, FP32))
     return Prepared(
-        task, mod, scale, ranges, candidates, loss, fp32, scaled, evaluator, space, problem, target
+        task=task,
+        mod=mod,
+        scale=scale,
+        factors=factors,
+        ranges=ranges,
+        plain_ranges=plain_ranges,
+        candidates=candidates,
+        loss=loss,
+        fp32=fp32,
+        scaled=scaled,
+        evaluator=evaluator,
+        space=space,
+        problem=problem,
+        target=target,
     )
 
 
@@ -97,25 +128,30 @@ def _candidates(
     task: Task,
     mod: IRModule,
     scale: OutputScale | None,
+    factors: Factors,
     ranges: TensorRanges,
     target: Target,
     progress: Progress | None,
 ) -> Candidates:
     """The rounded weights, from the task's cache where an earlier search has made them."""
     samples = task.rounding_data()
-    parts = {
+    parts: dict[str, Any] = {
         "model": task.model_sha256,
         "data": samples.content_hash(),
         "scale": {} if scale is None else scale.factors,
         "ranges": [sorted(ranges.inputs.items()), sorted(ranges.operators.items())],
+        "factors": {name: factor.tolist() for name, factor in factors.items()},
         "precisions": [str(precision) for precision in task.options.precisions],
+        "rounding": asdict(task.options.rounding),
         "versions": versions(),
     }
     key = sha256(json.dumps(parts, sort_keys=True).encode())
     known = None if task.cache is None else load_candidates(task.cache, key)
     if known is not None:
         return known
-    made = round_candidates(mod, ranges, samples, task.options.precisions, target, progress=progress)
+    keys = candidate_keys(mod, task.options.precisions)
+    statistics = candidate_statistics(mod, keys, ranges, samples, target, progress)
+    made = round_candidates(mod, keys, statistics, task.options.rounding, progress)
     if task.cache is not None:
         save_candidates(task.cache, key, made)
     return made

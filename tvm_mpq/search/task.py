@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tvm import IRModule
@@ -11,6 +11,7 @@ from tvm_mpq.cost.table import CostTable
 from tvm_mpq.dataset import Dataset
 from tvm_mpq.errors import MpqError
 from tvm_mpq.precision import SEARCHED, Precision
+from tvm_mpq.search.candidates import Rounding
 from tvm_mpq.search.goal import Goal
 from tvm_mpq.search.splits import Splits
 from tvm_mpq.sensitivity.table import SensitivityTable
@@ -22,6 +23,8 @@ class SearchOptions:
 
     ``evaluations`` is the number of plans measured on the selection set. Samples are of the calibration set:
     ``calibration_samples`` find ranges, ``rounding_samples`` input moments, ``gradient_samples`` gradients.
+    ``observer`` says how ranges are found (:func:`~tvm_mpq.calibration.calibrate`), ``equalize`` whether channels are
+    equalized (:mod:`~tvm_mpq.quantization.equalization`), ``rounding`` how weights are rounded.
     ``output_scale`` lets the loss choose the scale of the network's output; ``relinearize`` takes gradients again at
     the best plan after half of the evaluations. ``front`` is the number of limits on storage for which the best plan is
     reported too. ``threads`` is what latency is predicted for.
@@ -31,6 +34,8 @@ class SearchOptions:
     loss: str = "cross-entropy"
     probabilities: bool = False
     observer: str = "minmax"
+    equalize: bool = False
+    rounding: Rounding = field(default_factory=Rounding)
     calibration_samples: int = 256
     rounding_samples: int = 256
     gradient_samples: int = 256

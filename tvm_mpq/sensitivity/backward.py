@@ -8,6 +8,7 @@ these too. What each operator contributes comes from :mod:`~tvm_mpq.sensitivity.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,11 +16,11 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvm_mpq.sensitivity.adjoint import Adjoint, Reference, adjoint
+from tvm_mpq.sensitivity.adjoint import Adjoint, Reference, adjoint, gate
 from tvm_mpq.sensitivity.canonical_builder import CanonicalBuilder, one_call
 from tvm_mpq.sensitivity.losses import RelaxLoss
 from tvm_mpq.transform import attributes as attr
-from tvm_mpq.transform.operator_body import shape_of
+from tvm_mpq.transform.operator_body import read_body, shape_of
 
 LOSS = "loss"
 """The operator, and output, that is the loss of each sample."""
@@ -42,6 +43,16 @@ class Differentiated:
 
 
 Visit = Callable[[CanonicalBuilder, Differentiated], None]
+
+
+def before_activation(builder: CanonicalBuilder, operator: Differentiated) -> relax.Var:
+    """∂loss/∂z where y = activation(z) is the output of ``operator``; added to ``builder`` where they differ."""
+    body = read_body(operator.function)
+    if (body.low, body.high) == (-math.inf, math.inf):
+        return operator.gradient
+    y, g = relax.Var("x0", operator.result.ty), relax.Var("x1", operator.gradient.ty)
+    gated = one_call([y, g], gate(y, body.low, body.high, g))
+    return builder.call(f"{operator.name}:gate", "gate", gated, [operator.result, operator.gradient])
 
 
 def add_gradients(

@@ -75,7 +75,7 @@ def sources(annotated: IRModule) -> dict[str, Source]:
             integer = attr.text(function, attr.PRECISION) != str(FP32)
             grid = grids[x] if integer else None
             found[attr.text(function, attr.OPERATOR)] = Source(
-                *places[x], shape_of(x), grid, _window(function)
+                *places[x], shape_of(x), grid, window(function)
             )
     return found
 
@@ -145,7 +145,8 @@ def observed(
     return run, annotated
 
 
-def _window(function: relax.Function) -> Window:
+def window(function: relax.Function) -> Window:
+    """What an operator with weights sums over."""
     if attr.text(function, attr.KIND) == "matmul":
         return Window()
     body = read_body(function)

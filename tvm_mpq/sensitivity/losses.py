@@ -99,6 +99,11 @@ def relax_loss(
     raise MpqError(f"the loss {name!r} has no gradient: use {', '.join(LOSSES)} or module:function")
 
 
+def is_likelihood(loss: RelaxLoss) -> bool:
+    """Whether the loss, or the one that is its curvature, is the negative log likelihood of a class."""
+    return (loss if loss.curvature is None else loss.curvature).name == "cross-entropy"
+
+
 def drawn_loss(loss: RelaxLoss) -> RelaxLoss:
     """The negative log likelihood of a class that the network itself draws, from what it predicts for each position.
 
@@ -106,8 +111,7 @@ def drawn_loss(loss: RelaxLoss) -> RelaxLoss:
     log probability and noise add to the most is drawn as often as it is probable. Raises MpqError for losses that
     cross-entropy is not the likelihood of.
     """
-    likelihood = loss if loss.curvature is None else loss.curvature
-    if likelihood.name != "cross-entropy":
+    if not is_likelihood(loss):
         raise MpqError(f"labels can be drawn for the losses cross-entropy and kl, not for {loss.name!r}")
 
     def expression(

@@ -65,9 +65,9 @@ def analyze_model(
     else:
         data = open_dataset(calibration, inputs, resize=resize, mean=mean, scale=scale, classes=classes)
     target = host_target()
-    ranges = calibrate(mod, data.take(calibration_samples), observer, target, progress)
     chosen = data.take(samples)
     differentiable = relax_loss(loss, probabilities=probabilities, labels=chosen.labels)
+    ranges = calibrate(mod, data.take(calibration_samples), observer, target, progress, differentiable)
     reference = None
     if differentiable.needs_reference:
         reference = fp32_outputs(mod, chosen, target)

@@ -6,6 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 
+import numpy as np
+import numpy.typing as npt
 import tvm
 from tvm import IRModule, relax
 
@@ -13,7 +15,7 @@ from tvm_mpq.errors import MpqError
 from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.annotate import MOVING_KINDS, WEIGHTED_KINDS
 from tvm_mpq.transform.change_biases import activated
-from tvm_mpq.transform.operator_body import OperatorBody, read_body
+from tvm_mpq.transform.operator_body import OperatorBody, read_body, shape_of
 
 _MONOTONE_ENDS = frozenset({"softmax", "sigmoid"})
 
@@ -40,7 +42,8 @@ class ScaleOperators:
             if not (math.isfinite(factor) and factor > 0.0):
                 raise MpqError(f"operator {name!r} cannot be scaled by {factor}")
             variable, function = functions[name]
-            result.update_func(variable, _scaled(function, factor))
+            channels = np.full(output_channels(function), factor, np.float32)
+            result.update_func(variable, scaled(function, channels))
         return result
 
 
@@ -90,15 +93,17 @@ def _output_end(mod: IRModule) -> tuple[str, bool] | None:
     return None
 
 
-def _scaled(function: relax.Function, factor: float) -> relax.Function:
+def scaled(function: relax.Function, factor: npt.NDArray[np.float32]) -> relax.Function:
+    """An operator with its weights and bias multiplied by ``factor`` [O], one a channel of its output."""
     body = read_body(function)
     assert body.weight is not None
     builder = relax.BlockBuilder()
     with builder.function("operator", list(function.params), attrs=dict(function.attrs), private=True):
         with builder.dataflow():
-            value = builder.emit(_root(body, factor))
+            weight = relax.const(_scaled_weight(function, body, factor))
+            value = builder.emit(relax.Call(body.root.op, [body.root.args[0], weight], body.root.attrs))
             if body.bias is not None:
-                bias = body.bias * body.bias.dtype.type(factor)
+                bias = body.bias * factor
                 shaped = bias if body.root.op.name == "relax.matmul" else bias.reshape(1, -1, 1, 1)
                 value = builder.emit(relax.op.add(value, relax.const(shaped)))
             output = builder.emit_output(activated(builder, body, value))
@@ -106,7 +111,22 @@ def _scaled(function: relax.Function, factor: float) -> relax.Function:
     return builder.get()["operator"]
 
 
-def _root(body: OperatorBody, factor: float) -> relax.Call:
+def output_channels(function: relax.Function) -> int:
+    """How many channels the output of an operator with weights has."""
+    shape, kind = shape_of(read_body(function).root), attr.text(function, attr.KIND)
+    return shape[-1] if kind == "matmul" else shape[1]
+
+
+def _scaled_weight(
+    function: relax.Function, body: OperatorBody, factor: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
     assert body.weight is not None
-    weight = relax.const(body.weight * body.weight.dtype.type(factor))
-    return relax.Call(body.root.op, [body.root.args[0], weight], body.root.attrs)
+    kind = attr.text(function, attr.KIND)
+    if kind == "matmul":
+        return body.weight * factor
+    if kind == "conv2d_transpose":
+        # [C, K/groups, R, S], a group's input channels beside each other.
+        groups = int(body.attributes.groups)
+        parts = body.weight.reshape(groups, -1, *body.weight.shape[1:]) * factor.reshape(groups, 1, -1, 1, 1)
+        return parts.reshape(body.weight.shape)
+    return body.weight * factor[:, None, None, None]
