@@ -27,8 +27,8 @@ def equalize(
     """What :class:`~tvm_mpq.transform.equalize_channels.EqualizeChannels` takes, by the inputs of ``dataset``.
 
     Runs the canonical ``mod`` in fp32 on ``target``, which must be able to run here. Tensors that would gain nothing
-    are left out. A channel behind an upper bound (ReLU6) is lifted at most so far that the bound leaves a margin: inputs
-    that go beyond all of ``dataset`` by more than that are cut lower than before.
+    are left out. A channel behind an upper bound (ReLU6) is lifted at most so far that the bound leaves a margin:
+    inputs that go beyond all of ``dataset`` by more than that are cut lower than before.
     """
     functions = {o.name: mod[o.global_var_name] for o in operators(mod)}
     readers = equalizable(mod)
