@@ -130,7 +130,7 @@ def test_squares_are_those_of_the_gradients_where_the_activation_is_not_saturate
         total["stem"] += (g**2).sum(axis=(1, 2)) / SAMPLES
         total["dw"] += (each["dw:output"][0].astype(np.float64) ** 2).sum(axis=(1, 2)) / SAMPLES
     for name, expected in total.items():
-        np.testing.assert_allclose(gradients[name].squares, expected, rtol=1e-4)
+        np.testing.assert_allclose(gradients[name].squares[0], expected, rtol=1e-4)
 
 
 def test_drawn_labels_give_the_fisher_information_of_what_the_network_predicts() -> None:
@@ -179,14 +179,15 @@ def test_a_step_minimises_its_quadratic_where_halves_agree_and_is_none_where_the
         500, x.mean(axis=2), x @ x.transpose(0, 2, 1) / 500, x.mean(axis=2), x @ x.transpose(0, 2, 1) / 500
     )
     gradient, sums = rng.normal(size=(groups, rows, k)), rng.normal(size=groups * rows)
-    squares = rng.uniform(1, 2, groups * rows)
+    squares = rng.uniform(1, 2, (2, groups * rows))
     step = loss_step(np.stack([gradient] * 2), np.stack([sums] * 2), squares, statistics)
-    assert step.shared == pytest.approx(1.0)
+    assert step.shared == pytest.approx((1.0, 1.0))
     mean = statistics.mean
     centred = gradient - sums.reshape(groups, rows, 1) * mean[:, None, :]
     covariance = statistics.second - mean[:, :, None] * mean[:, None, :]
     damped = covariance + 0.03 * np.trace(covariance, axis1=1, axis2=2)[:, None, None] / k * np.eye(k)
-    curvature = (squares + 0.1 * squares.mean()).reshape(groups, rows)
+    both = squares.sum(axis=0)
+    curvature = (both + 0.1 * both.mean()).reshape(groups, rows)
 
     def change(delta: np.ndarray) -> float:
         quadratic = np.einsum("grk,gkl,grl,gr->", delta, damped, delta, curvature)
@@ -196,12 +197,13 @@ def test_a_step_minimises_its_quadratic_where_halves_agree_and_is_none_where_the
     assert least < 0
     for _ in range(20):
         assert change(step.weights + 0.01 * rng.normal(size=step.weights.shape)) > least
-    # The bias takes up what the step adds to the mean of the output.
+    # The bias takes up what the step adds to the mean of the output, and has a step of its own.
     moved = np.einsum("grk,gk->gr", step.weights, mean).reshape(-1)
-    np.testing.assert_allclose(step.bias, -moved, rtol=1e-10)
+    np.testing.assert_allclose(step.bias, -moved - sums / curvature.reshape(-1), rtol=1e-10)
     against = loss_step(np.stack([gradient, -gradient]), np.stack([sums, -sums]), squares, statistics)
-    assert against.shared == 0.0
+    assert against.shared == (0.0, 0.0)
     assert not against.weights.any()
+    assert not against.bias.any()
 
 
 def test_a_range_by_the_loss_cuts_what_does_not_matter_and_keeps_what_does() -> None:

@@ -80,7 +80,7 @@ def compile_model(
     if weights is not None:
         if weights.model_sha256 != digest_of_model:
             raise MpqError(f"the plan's weights are of another network than {model}: search again")
-    elif any(value.integer_activations for value in chosen.operators.values()):
+    elif equalize or rounding is not None or any(p.integer_activations for p in chosen.operators.values()):
         dataset = _calibration_set(mod, calibration, preprocess or Preprocess()).take(samples)
         grids = GridOptions(observer, equalize, rounding, loss, probabilities)
         weights = fit_weights(mod, digest_of_model, chosen, dataset, grids, seed, progress)

@@ -50,7 +50,7 @@ class PlanWeights:
         fitting, other = {}, []
         for name, quantized in self.weights.items():
             precision = plan[name]
-            if not precision.integer_activations:
+            if precision.is_float:
                 continue
             if (quantized.bits, quantized.group) == (precision.weight_bits, precision.group):
                 fitting[name] = quantized

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from tvm_mpq.cli.tables import bytes_text
 from tvm_mpq.cost.table import MEASURED
+from tvm_mpq.search.candidates import NO_STEP
 from tvm_mpq.search.result import Change, Row, SearchResult
 
 
@@ -44,6 +45,15 @@ def search_lines(result: SearchResult) -> list[str]:
         lines.append(
             f"The output of {operator} is multiplied by {factor:g}, inside its weights: the loss wants a network that "
             f"is {'surer' if factor > 1 else 'less sure'} of itself. The second row is what that alone does to fp32."
+        )
+    if result.step is not None:
+        change = result.step.change
+        interval = f"{change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
+        lines.append(
+            f"Weights are rounded to where {result.step.part:g} of the step down the loss's gradient leads: {interval} "
+            "in fp32, on samples for calibration that gave no direction."
+            if result.step.taken
+            else f"{NO_STEP.capitalize()} ({interval} at best): weights are rounded without it."
         )
     if result.plan.latency > result.rows[0].latency:
         lines.append("SLOWER THAN FP32: give --max-latency 1x to rule that out.")

@@ -10,9 +10,10 @@ from tvm import IRModule
 
 from tvm_mpq.build import constant_bytes
 from tvm_mpq.cost.table import CostTable
-from tvm_mpq.frontend import operators
+from tvm_mpq.frontend import Operator, operators
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.precision import FP32, W8A8, Precision
+from tvm_mpq.quantization.half import holds
 from tvm_mpq.quantization.storage import stored_bytes
 from tvm_mpq.search.candidates import ROUNDED_KINDS, Candidates
 from tvm_mpq.search.change import trust
@@ -31,8 +32,8 @@ class ChoiceSpace:
     """Operators × precisions: ``names`` [N], ``precisions`` [P], ``allowed`` bool [N, P].
 
     ``storage`` (bytes) float64 [N, P] is of weights and biases; ``fixed_bytes`` no plan changes. An operator whose
-    weights are not rounded, or that has none, has the choice between 8 bits and float only; one that only moves
-    elements has none.
+    weights are not rounded, or that has none, has the choice between 8 bits and floats only; one that only moves
+    elements has none. Floats of 16 bits are a choice for operators with weights that fit them.
     """
 
     names: tuple[str, ...]
@@ -49,12 +50,12 @@ class ChoiceSpace:
         allowed = np.zeros((len(found), len(chosen)), bool)
         storage = np.zeros(allowed.shape)
         for row, operator in enumerate(found):
-            rounded = operator.kind in ROUNDED_KINDS
-            possible = set() if rounded else _without_rounding(operator.kind, chosen)
+            possible = _floats(mod, operator, precisions)
+            if operator.kind not in ROUNDED_KINDS:
+                possible |= _without_rounding(operator.kind, chosen)
             for column, precision in enumerate(chosen):
                 weights = candidates.weights.get((operator.name, str(precision)))
-                named = rounded and precision == FP32 and FP32 in precisions
-                allowed[row, column] = weights is not None or named or precision in possible
+                allowed[row, column] = weights is not None or precision in possible
                 if weights is not None:
                     storage[row, column] = stored_bytes(weights) + _CHANNEL_BYTES * len(weights.codes)
                 elif operator.kind in WEIGHTED_KINDS:
@@ -68,18 +69,20 @@ class ChoiceSpace:
         return PrecisionPlan({n: self.precisions[c] for n, c in zip(self.names, choices, strict=True)})
 
     def choices(self, plan: PrecisionPlan) -> Choices:
-        """What ``plan`` chooses; an operator whose precision is not allowed takes 8 bits, else what it can have.
+        """What ``plan`` chooses; where that is not allowed the like of it, else what the operator can have.
 
-        Without 8 bits among the candidates the first with 8-bit activations stands for them.
+        The like of 8-bit activations is w8a8, or without it among the candidates the first with such activations; that
+        of float ones is fp32.
         """
         place = {precision: column for column, precision in enumerate(self.precisions)}
         integer = [precision for precision in self.precisions if precision.integer_activations]
-        eight = place[W8A8 if W8A8 in place else next(iter(integer), FP32)]
-        wanted = [place.get(plan[name], eight) for name in self.names]
+        eight = W8A8 if W8A8 in place else next(iter(integer), FP32)
         chosen = []
-        for row, column in enumerate(wanted):
-            options = [column, eight, *np.flatnonzero(self.allowed[row])]
-            chosen.append(next(option for option in options if self.allowed[row, option]))
+        for row, name in enumerate(self.names):
+            wanted = plan[name]
+            like = eight if wanted.integer_activations or wanted not in place else FP32
+            columns = [place.get(wanted, place[like]), place[like], *np.flatnonzero(self.allowed[row])]
+            chosen.append(next(column for column in columns if self.allowed[row, column]))
         return np.array(chosen, np.int64)
 
     def uniform(self, precision: Precision) -> Choices:
@@ -132,6 +135,15 @@ def _plain_bytes(mod: IRModule, function: str, precision: Precision) -> int:
     assert body.weight is not None
     biases = 0 if body.bias is None else body.bias.nbytes
     return body.weight.size * precision.weight_bits // 8 + biases
+
+
+def _floats(mod: IRModule, operator: Operator, precisions: Sequence[Precision]) -> set[Precision]:
+    """The floats among the candidates that the weights of ``operator`` can be stored in."""
+    if operator.kind not in WEIGHTED_KINDS:
+        return set()
+    weight = read_body(mod[operator.global_var_name]).weight
+    assert weight is not None
+    return {p for p in precisions if p.floating is not None and (p == FP32 or holds(p.floating, weight))}
 
 
 def _without_rounding(kind: str, precisions: Sequence[Precision]) -> set[Precision]:

@@ -67,6 +67,7 @@ def report(prepared: Prepared, found: Found, limits: Mapping[str, float], unsign
         latency_kind=task.costs.kind,
         latency_cpu=task.costs.cpu,
         latency_notes=latency_notes(task.costs, best),
+        step=prepared.candidates.step,
         splits={
             "how": splits.how,
             "sha256": splits.hashes(),

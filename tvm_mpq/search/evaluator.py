@@ -91,34 +91,19 @@ class PlanEvaluator:
         wanted = self._loss.needs_reference or self._divergence is not None
         if wanted and self._reference is None:
             names = [operator.name for operator in operators(self._mod)]
-            self._reference = self._outputs(PrecisionPlan.uniform(names, FP32), None, None)
-        return self.of_outputs(self._outputs(plan, weights, biases))
+            self._reference = self.outputs(PrecisionPlan.uniform(names, FP32))
+        return self.of_outputs(self.outputs(plan, weights, biases))
 
-    def outputs(self, plan: PrecisionPlan) -> Outputs:
-        """The network's outputs under ``plan``, rounded to nearest: for each batch of samples a list of arrays."""
-        return self._outputs(plan, None, None)
-
-    def of_outputs(self, outputs: Outputs) -> SampleLosses:
-        """The losses of outputs as :meth:`outputs` gives them."""
-        losses, correct, divergence = [], [], []
-        start = 0
-        for index, arrays in enumerate(outputs):
-            count = len(arrays[0])
-            labels = self._data.labels
-            some = None if labels is None else labels[start : start + count]
-            reference = None if self._reference is None else self._reference[index]
-            losses.append(self._loss.per_sample(arrays, some, reference))
-            if self._divergence is not None:
-                assert reference is not None
-                divergence.append(self._divergence.per_sample(arrays[:1], None, reference[:1]))
-            if self._loss.classification and some is not None:
-                correct.append(top1(arrays, some))
-            start += count
-        return SampleLosses(np.concatenate(losses), _joined(correct), _joined(divergence))
-
-    def _outputs(
-        self, plan: PrecisionPlan, weights: Mapping[str, QuantizedWeights] | None, biases: Biases | None
+    def outputs(
+        self,
+        plan: PrecisionPlan,
+        weights: Mapping[str, QuantizedWeights] | None = None,
+        biases: Biases | None = None,
     ) -> Outputs:
+        """The network's outputs under ``plan``: for each batch of samples a list of arrays.
+
+        ``weights`` and ``biases`` as in :meth:`losses`.
+        """
         run, constants = self._prepared(plan, weights, biases)
         batch = self._inputs[0].shape[0] if self._inputs[0].shape else 1
 
@@ -133,6 +118,25 @@ class PlanEvaluator:
             return found
 
         return run_with_threads(self._threads, all_batches)
+
+    def of_outputs(self, outputs: Outputs, reference: Outputs | None = None) -> SampleLosses:
+        """The losses of outputs as :meth:`outputs` gives them; ``reference`` takes the place of fp32's outputs."""
+        against = self._reference if reference is None else reference
+        losses, correct, divergence = [], [], []
+        start = 0
+        for index, arrays in enumerate(outputs):
+            count = len(arrays[0])
+            labels = self._data.labels
+            some = None if labels is None else labels[start : start + count]
+            exact = None if against is None else against[index]
+            losses.append(self._loss.per_sample(arrays, some, exact))
+            if self._divergence is not None:
+                assert exact is not None
+                divergence.append(self._divergence.per_sample(arrays[:1], None, exact[:1]))
+            if self._loss.classification and some is not None:
+                correct.append(top1(arrays, some))
+            start += count
+        return SampleLosses(np.concatenate(losses), _joined(correct), _joined(divergence))
 
     def _batch(self, start: int, size: int) -> dict[str, Any]:
         """``size`` samples from ``start`` on; the last batch is filled up with the last sample again."""

@@ -34,7 +34,7 @@ def sensitivity(
         f"{task.model_sha256} {prepared.scale}",
         loss,
         prepared.ranges,
-        [precision for precision in prepared.space.precisions if precision.integer_activations],
+        [precision for precision in prepared.space.precisions if not precision.is_float],
         prepared.target,
         base=None if base is None else prepared.space.plan(base),
         weights=prepared.candidates.weights,
@@ -60,7 +60,7 @@ def estimates_around(
     mean, error, second = loss_estimates(space, sensitivity(prepared, base, progress))
     rows = np.arange(len(base))
     for column, precision in enumerate(space.precisions):
-        if not precision.integer_activations:
+        if precision.is_float:
             mean[:, column] = -first[0][rows, base]
             error[:, column] = np.hypot(first[1][rows, base], first[2][rows, base])
             second[:, column] = 0.0

@@ -23,7 +23,7 @@ from tvm_mpq.files import sha256
 from tvm_mpq.frontend import import_onnx, io_specs
 from tvm_mpq.loss import get_loss
 from tvm_mpq.plan_weights import PlanWeights, beside_plan, save_plan
-from tvm_mpq.precision import W8A8
+from tvm_mpq.precision import FP32, W8A8
 from tvm_mpq.runtime.machine import Machine
 from tvm_mpq.search.belief import Belief
 from tvm_mpq.search.change import Estimate, estimate
@@ -203,8 +203,8 @@ def _refine(
         else None,
         save,
     )
-    integer = [precision for precision in space.precisions if precision.integer_activations]
-    return refinement.run([space.uniform(precision) for precision in integer])
+    smaller = [precision for precision in space.precisions if precision != FP32]
+    return refinement.run([space.uniform(precision) for precision in smaller])
 
 
 def _max_loss(prepared: Prepared) -> float:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from tvm_mpq.precision import FP32
 from tvm_mpq.search.front import sweep
 from tvm_mpq.search.goal import LATENCY, LOSS, STORAGE
 from tvm_mpq.search.preparation import Prepared
@@ -39,5 +40,5 @@ def front_choices(
 
 def _uniform(prepared: Prepared) -> Iterator[tuple[str, Choices]]:
     for precision in prepared.space.precisions:
-        if precision.integer_activations:
+        if precision != FP32:
             yield f"uniform {precision}", prepared.space.uniform(precision)

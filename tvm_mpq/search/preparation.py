@@ -20,6 +20,7 @@ from tvm_mpq.precision import FP32
 from tvm_mpq.runtime.evaluate import SampleLosses
 from tvm_mpq.search.candidate_store import load_candidates, save_candidates
 from tvm_mpq.search.candidates import (
+    LED_BY_LOSS,
     Candidates,
     candidate_keys,
     candidate_statistics,
@@ -28,6 +29,7 @@ from tvm_mpq.search.candidates import (
 from tvm_mpq.search.choices import ChoiceSpace
 from tvm_mpq.search.confidence import OutputScale, fit_output_scale
 from tvm_mpq.search.evaluator import PlanEvaluator
+from tvm_mpq.search.loss_led import led_by_loss
 from tvm_mpq.search.problem import Problem
 from tvm_mpq.search.task import Task
 from tvm_mpq.sensitivity.equalization import equalize
@@ -99,7 +101,7 @@ def prepare(task: Task, progress: Progress | None = None, clock: Say = lambda st
     if factors:
         plain_ranges = calibrate(task.mod, samples, options.observer, target, progress, differentiable)
     clock("calibration")
-    candidates = _candidates(task, mod, scale, factors, ranges, target, progress)
+    candidates = _candidates(task, mod, scale, factors, ranges, loss, target, progress)
     clock("rounding")
     space = ChoiceSpace.of(mod, options.precisions, candidates)
     problem = space.problem(np.zeros(space.allowed.shape), task.costs)
@@ -130,28 +132,35 @@ def _candidates(
     scale: OutputScale | None,
     factors: Factors,
     ranges: TensorRanges,
+    loss: Loss,
     target: Target,
     progress: Progress | None,
 ) -> Candidates:
     """The rounded weights, from the task's cache where an earlier search has made them."""
-    samples = task.rounding_data()
+    samples, options = task.rounding_data(), task.options
+    data = task.step_data() if options.rounding.method == LED_BY_LOSS else None
     parts: dict[str, Any] = {
         "model": task.model_sha256,
         "data": samples.content_hash(),
         "scale": {} if scale is None else scale.factors,
         "ranges": [sorted(ranges.inputs.items()), sorted(ranges.operators.items())],
         "factors": {name: factor.tolist() for name, factor in factors.items()},
-        "precisions": [str(precision) for precision in task.options.precisions],
-        "rounding": asdict(task.options.rounding),
+        "precisions": [str(precision) for precision in options.precisions],
+        "rounding": asdict(options.rounding),
+        "led by": None if data is None else [data.content_hash(), options.loss, options.probabilities],
         "versions": versions(),
     }
     key = sha256(json.dumps(parts, sort_keys=True).encode())
     known = None if task.cache is None else load_candidates(task.cache, key)
     if known is not None:
         return known
-    keys = candidate_keys(mod, task.options.precisions)
+    keys = candidate_keys(mod, options.precisions)
     statistics = candidate_statistics(mod, keys, ranges, samples, target, progress)
-    made = round_candidates(mod, keys, statistics, task.options.rounding, progress)
+    led = None
+    if data is not None:
+        differentiable = relax_loss(options.loss, probabilities=options.probabilities, labels=data.labels)
+        led = led_by_loss(mod, statistics, loss, differentiable, data, target, progress)
+    made = round_candidates(mod, keys, statistics, options.rounding, progress, led)
     if task.cache is not None:
         save_candidates(task.cache, key, made)
     return made

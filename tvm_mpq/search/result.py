@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tvm_mpq.runtime.evaluate import SampleLosses
+from tvm_mpq.search.candidates import StepLength
 from tvm_mpq.statistics import paired_bootstrap
 
 
@@ -72,7 +73,8 @@ class SearchResult:
     plan meets: then the plan is the nearest to them. ``selection`` is the plan's change where it was selected, which is
     too good to be believed. ``front`` are further plans on the evaluation set
     (:mod:`~tvm_mpq.search.pareto`). ``latency_kind`` is ``measured`` (on ``latency_cpu``) or ``modelled``, and
-    ``latency_notes`` say what a model makes of the precisions (:mod:`~tvm_mpq.cost.notes`).
+    ``latency_notes`` say what a model makes of the precisions (:mod:`~tvm_mpq.cost.notes`). ``step`` is there where the
+    loss led the rounding.
     """
 
     rows: tuple[Row, ...]
@@ -90,6 +92,7 @@ class SearchResult:
     seconds: Mapping[str, float]
     environment: Mapping[str, Any]
     latency_notes: tuple[str, ...] = ()
+    step: StepLength | None = None
 
     @property
     def plan(self) -> Row:

@@ -78,6 +78,10 @@ class Task:
         """The samples that gradients are taken on: none that weights are rounded by, unless there is only one."""
         return self._every_other(1).take(self.options.gradient_samples)
 
+    def step_data(self) -> Dataset:
+        """The samples that rounding led by the loss takes directions and lengths from."""
+        return self.splits.calibration.take(2 * self.options.gradient_samples)
+
     def _every_other(self, first: int) -> Dataset:
         calibration = self.splits.calibration
         return calibration.subset(range(first % len(calibration), len(calibration), 2))

@@ -33,7 +33,7 @@ Floats = npt.NDArray[np.float64]
 class WeightGradient:
     """Of one operator: E Σ g xᵀ [2, groups, O/groups, K], of even samples and of odd ones, and E Σ g [2, O] of both.
 
-    ``squares`` is E Σ g² [O] of all samples. K is C/groups · r · s in the order of ONNX's weights.
+    ``squares`` are E Σ g² and E (Σ g)² [2, O] of all samples. K is C/groups · r · s in the order of ONNX's weights.
     """
 
     products: Floats
@@ -63,12 +63,13 @@ def weight_gradients(
             product = g @ x.transpose(0, 2, 1)
             if name not in totals:
                 totals[name] = WeightGradient(
-                    np.zeros((2, *product.shape)), np.zeros((2, len(rows))), np.zeros(len(rows))
+                    np.zeros((2, *product.shape)), np.zeros((2, len(rows))), np.zeros((2, len(rows)))
                 )
             total = totals[name]
             total.products[index % 2] += product
             total.sums[index % 2] += rows.sum(axis=1)
-            total.squares[:] += np.square(rows).sum(axis=1)
+            total.squares[0] += np.square(rows).sum(axis=1)
+            total.squares[1] += np.square(rows.sum(axis=1))
     halves = np.array([(len(data) + 1) // 2, len(data) // 2])
     return {
         name: WeightGradient(

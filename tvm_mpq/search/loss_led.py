@@ -1,0 +1,78 @@
+"""Rounding led by the loss: the step of all weights that it asks for, as long as other samples confirm it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import tvm
+from rich.progress import Progress
+from tvm import IRModule
+
+from tvm_mpq.dataset import Dataset
+from tvm_mpq.frontend import operators
+from tvm_mpq.loss import Loss
+from tvm_mpq.plan import PrecisionPlan
+from tvm_mpq.precision import FP32
+from tvm_mpq.quantization.covariance import InputStatistics
+from tvm_mpq.quantization.loss_step import LossStep, loss_step
+from tvm_mpq.search.candidates import LedByLoss, StepLength, operator_weights
+from tvm_mpq.search.evaluator import PlanEvaluator
+from tvm_mpq.sensitivity.losses import RelaxLoss
+from tvm_mpq.sensitivity.weight_gradients import weight_gradients
+from tvm_mpq.statistics import paired_bootstrap
+from tvm_mpq.target import Target
+from tvm_mpq.transform.assign_grids import TensorRanges
+from tvm_mpq.transform.change_biases import ChangeBiases
+from tvm_mpq.transform.change_weights import ChangeWeights
+
+_PARTS = tuple(2.0**-power for power in range(10, -1, -1))
+
+
+def led_by_loss(
+    mod: IRModule,
+    statistics: Mapping[str, InputStatistics],
+    loss: Loss,
+    differentiable: RelaxLoss,
+    data: Dataset,
+    target: Target,
+    progress: Progress | None = None,
+) -> LedByLoss:
+    """The steps of the operators of ``statistics`` in the canonical ``mod``.
+
+    Every other sample of ``data`` gives directions, the rest the length: the one of the least loss in fp32, where the
+    95 % interval of the paired bootstrap stays below zero. Raises MpqError where data, loss and network do not fit.
+    """
+    given, other = (data.subset(range(first, len(data), 2)) for first in (0, 1))
+    gradients = weight_gradients(mod, differentiable, given, target, list(statistics), progress)
+    steps = {
+        name: loss_step(found.products, found.sums, found.squares, statistics[name])
+        for name, found in gradients.items()
+    }
+    plan = PrecisionPlan.uniform([operator.name for operator in operators(mod)], FP32)
+    evaluator = PlanEvaluator(mod, TensorRanges({}, {}), other, loss, target)
+    base = evaluator.losses(plan).losses
+    best: StepLength | None = None
+    for part in _PARTS:
+        changes = evaluator.of(stepped(mod, steps, part)).losses(plan).losses - base
+        if best is None or changes.mean() < best.change.mean:
+            best = StepLength(part, paired_bootstrap(changes))
+        elif changes.mean() > max(0.0, best.change.mean + 2 * float(changes.std()) / len(base) ** 0.5):
+            # Longer is only worse.
+            break
+    assert best is not None
+    taken = {name: step.times(best.part) for name, step in steps.items()} if best.taken else {}
+    return LedByLoss(taken, best)
+
+
+def stepped(mod: IRModule, steps: Mapping[str, LossStep], part: float) -> IRModule:
+    """``mod`` after ``part`` of the steps, in fp32."""
+    kinds = {operator.name: operator.kind for operator in operators(mod)}
+    weights = {}
+    for name, weight in operator_weights(mod).items():
+        if name in steps:
+            moved = weight + part * steps[name].weights.reshape(weight.shape)
+            weights[name] = moved[:, :, 0, 0].T if kinds[name] == "matmul" else moved
+    biases = {name: (part * step.bias).astype(np.float32) for name, step in steps.items()}
+    passes: Sequence[tvm.transform.Pass] = [ChangeWeights(weights), ChangeBiases(biases)]
+    return tvm.transform.Sequential(passes)(mod)
