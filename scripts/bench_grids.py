@@ -27,6 +27,7 @@ from tvm_mpq.search.candidates import Rounding
 from tvm_mpq.search.evaluator import PlanEvaluator
 from tvm_mpq.statistics import paired_bootstrap
 from tvm_mpq.target import host_target
+from tvm_mpq.transform.assign_grids import TensorRanges
 from tvm_mpq.transform.equalize_channels import equalize_channels
 
 _BEST = Rounding("second-order", True)
@@ -101,6 +102,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, object]]:
     table = Table("", *map(str, precisions))
     rows: list[dict[str, object]] = []
     console, companion = stdout(), divergence(loss, False)
+    plain = PlanEvaluator(mod, TensorRanges({}, {}), evaluation, loss, target, divergence=companion)
     fp32, float_outputs = None, None
     wanted = None if options.only is None else options.only.split(",")
     for title, grids in variants(options.loss).items():
@@ -111,12 +113,11 @@ def measure(options: argparse.Namespace) -> list[dict[str, object]]:
             plan = PrecisionPlan.uniform(names, precision)
             with progress_bar() as progress:
                 fitted = fit_weights(mod, "", plan, calibration.take(options.samples), grids, 0, progress)
-            plain = PlanEvaluator(mod, fitted.ranges, evaluation, loss, target, divergence=companion)
             if fp32 is None or float_outputs is None:
                 float_outputs = plain.outputs(PrecisionPlan.uniform(names, FP32))
                 fp32 = plain.of_outputs(float_outputs, float_outputs).losses
                 console.print(f"fp32: {fp32.mean():.4f} on {len(evaluation)} samples", soft_wrap=True)
-            evaluator = plain.of(equalize_channels(mod, fitted.factors))
+            evaluator = plain.of(equalize_channels(mod, fitted.factors), fitted.ranges)
             found = evaluator.of_outputs(
                 evaluator.outputs(plan, fitted.weights, fitted.biases), reference=float_outputs
             )

@@ -65,7 +65,8 @@ def measure(options: argparse.Namespace) -> None:
         print(f"{name[-40:]:40} {steps[name].shared[0]:.3f}, {steps[name].shared[1]:.3f}", flush=True)
     fp32 = PrecisionPlan.uniform([operator.name for operator in operators(mod)], FP32)
     sets = {"calibration": data, "selection": splits.selection, "evaluation": splits.evaluation}
-    evaluators = {k: PlanEvaluator(mod, nothing, part, loss, target) for k, part in sets.items()}
+    evaluator = PlanEvaluator(mod, nothing, data, loss, target)
+    evaluators = {k: evaluator.on(part) for k, part in sets.items()}
     before = {k: evaluator.losses(fp32).losses for k, evaluator in evaluators.items()}
     for part in PARTS:
         network, row = stepped(mod, steps, part), []

@@ -13,7 +13,6 @@ from tvm_mpq.cost.notes import latency_notes
 from tvm_mpq.cpu import cpu_name
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.precision import FP32, W8A8
-from tvm_mpq.search.evaluator import PlanEvaluator
 from tvm_mpq.search.goal import LATENCY, STORAGE
 from tvm_mpq.search.pareto import front_choices
 from tvm_mpq.search.preparation import Prepared
@@ -31,8 +30,8 @@ def report(prepared: Prepared, found: Found, limits: Mapping[str, float], unsign
     """
     task, splits = prepared.task, prepared.task.splits
     names = prepared.space.names
-    scaled = PlanEvaluator(prepared.mod, prepared.ranges, splits.evaluation, prepared.loss, prepared.target)
-    plain = PlanEvaluator(task.mod, prepared.plain_ranges, splits.evaluation, prepared.loss, prepared.target)
+    scaled = prepared.evaluator.on(splits.evaluation)
+    plain = scaled.of(task.mod, prepared.plain_ranges)
     float_plan, eight = (PrecisionPlan.uniform(names, precision) for precision in (FP32, W8A8))
     best = prepared.space.plan(found.best.choices)
     fp32 = plain.losses(float_plan)

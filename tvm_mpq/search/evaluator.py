@@ -61,10 +61,23 @@ class PlanEvaluator:
         self._reference: Outputs | None = None
         self._batches: dict[int, dict[str, Any]] = {}
 
-    def of(self, mod: IRModule) -> PlanEvaluator:
-        """An evaluator of ``mod``, a network of the same inputs and operators, that shares samples and executables."""
+    def of(
+        self, mod: IRModule, ranges: TensorRanges | None = None, divergence: Loss | None = None
+    ) -> PlanEvaluator:
+        """An evaluator of ``mod``, a network of the same inputs and operators, that shares samples and executables.
+
+        ``ranges`` and ``divergence`` take the place of this one's where they are given.
+        """
         other = copy.copy(self)
         other._mod, other._reference = mod, None
+        other._ranges = self._ranges if ranges is None else ranges
+        other._divergence = self._divergence if divergence is None else divergence
+        return other
+
+    def on(self, data: Dataset) -> PlanEvaluator:
+        """An evaluator of the same network on other samples, that shares executables."""
+        other = copy.copy(self)
+        other._data, other._batches, other._reference = data, {}, None
         return other
 
     @property

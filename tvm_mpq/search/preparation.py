@@ -105,8 +105,7 @@ def prepare(task: Task, progress: Progress | None = None, clock: Say = lambda st
     clock("rounding")
     space = ChoiceSpace.of(mod, options.precisions, candidates)
     problem = space.problem(np.zeros(space.allowed.shape), task.costs)
-    companion = divergence(loss, options.probabilities)
-    evaluator = PlanEvaluator(mod, ranges, splits.selection, loss, target, divergence=companion)
+    evaluator = plain.of(mod, ranges, divergence(loss, options.probabilities))
     scaled = evaluator.losses(PrecisionPlan.uniform(names, FP32))
     return Prepared(
         task=task,
