@@ -18,6 +18,7 @@ import pytest
 from search_files import OPTIONS, SURE, TEACHER, classifier, losses_of, make_files, run
 
 from tvm_mpq import cli
+from tvm_mpq.cli.search_tables import search_lines
 from tvm_mpq.compiler import compile_model
 from tvm_mpq.cost.modelled import model_costs
 from tvm_mpq.files import sha256
@@ -26,7 +27,7 @@ from tvm_mpq.plan_weights import load_plan, weights_path
 from tvm_mpq.precision import Precision
 from tvm_mpq.runtime.package import Package
 from tvm_mpq.sample import calibration_arrays, model_path
-from tvm_mpq.search.goal import STORAGE, Goal, Limit
+from tvm_mpq.search.goal import LATENCY, STORAGE, Goal, Limit
 from tvm_mpq.search.journal import Journal
 from tvm_mpq.search.model import search_model
 from tvm_mpq.search.result import SearchResult
@@ -270,3 +271,10 @@ def test_the_sample_network_keeps_its_limit_and_its_losses(tmp_path: Path) -> No
     storage = package.metadata.storage
     assert storage.weights == result.plan.storage <= 0.2 * storage.weights_fp32
     assert result.binding == ()
+
+
+def test_a_limit_that_nobody_gave_is_said_to_be_one(searched: tuple[Path, SearchResult]) -> None:
+    bound = replace(searched[1], binding=(LATENCY,))
+    assert not any("Nobody gave" in line for line in search_lines(bound))
+    free = replace(bound, goal={**bound.goal, "max_latency": None})
+    assert any("Nobody gave a limit on latency" in line for line in search_lines(free))

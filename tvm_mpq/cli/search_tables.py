@@ -9,6 +9,7 @@ from rich.table import Table
 from tvm_mpq.cli.tables import bytes_text
 from tvm_mpq.cost.table import MEASURED
 from tvm_mpq.search.candidates import NO_STEP
+from tvm_mpq.search.goal import LATENCY
 from tvm_mpq.search.result import Change, Row, SearchResult
 
 
@@ -41,6 +42,11 @@ def search_lines(result: SearchResult) -> list[str]:
         lines.append(
             f"NO PLAN MEETS THE LIMIT ON {' AND '.join(result.binding).upper()}: this is the nearest one."
         )
+        if LATENCY in result.binding and result.goal["max_latency"] is None:
+            lines.append(
+                f"Nobody gave a limit on latency: {1e3 * result.limits[LATENCY]:.3f} ms is 1.05 of uniform w8a8's, or "
+                "fp32's if that is less. --max-latency sets another."
+            )
     for operator, factor in result.output_scale.items():
         lines.append(
             f"The output of {operator} is multiplied by {factor:g}, inside its weights: the loss wants a network that "
