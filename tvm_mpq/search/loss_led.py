@@ -26,7 +26,7 @@ from tvm_mpq.transform.assign_grids import TensorRanges
 from tvm_mpq.transform.change_biases import ChangeBiases
 from tvm_mpq.transform.change_weights import ChangeWeights
 
-_PARTS = tuple(2.0**-power for power in range(10, -1, -1))
+_PARTS = tuple(2.0**-power for power in range(12, -1, -1))
 
 
 def led_by_loss(
@@ -40,8 +40,9 @@ def led_by_loss(
 ) -> LedByLoss:
     """The steps of the operators of ``statistics`` in the canonical ``mod``.
 
-    Every other sample of ``data`` gives directions, the rest the length: the one of the least loss in fp32, where the
-    95 % interval of the paired bootstrap stays below zero. Raises MpqError where data, loss and network do not fit.
+    Every other sample of ``data`` gives directions, the rest the length: the one that lowers fp32's loss most surely,
+    by the upper end of the paired bootstrap's 95 % interval, where that is below zero. Raises MpqError where data, loss
+    and network do not fit.
     """
     given, other = (data.subset(range(first, len(data), 2)) for first in (0, 1))
     gradients = weight_gradients(mod, differentiable, given, target, list(statistics), progress)
@@ -55,12 +56,14 @@ def led_by_loss(
     best: StepLength | None = None
     for part in _PARTS:
         changes = evaluator.of(stepped(mod, steps, part)).losses(plan).losses - base
-        if best is None or changes.mean() < best.change.mean:
-            best = StepLength(part, paired_bootstrap(changes))
-        elif changes.mean() > max(0.0, best.change.mean + 2 * float(changes.std()) / len(base) ** 0.5):
+        length = StepLength(part, paired_bootstrap(changes))
+        if length.change.low > 0.0:
             # Longer is only worse.
             break
-    assert best is not None
+        if best is None or length.change.high < best.change.high:
+            best = length
+    if best is None:
+        best = length
     taken = {name: step.times(best.part) for name, step in steps.items()} if best.taken else {}
     return LedByLoss(taken, best)
 
