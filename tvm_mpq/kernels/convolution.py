@@ -161,7 +161,7 @@ def convolution(
 
     arm64 = intrinsic.family in neon.FAMILIES and not intrinsic.family.startswith("vmull")
     # A register costs as much to copy as to clear. Sums of floats would be rounded in another order.
-    starts_with_bias = integer and arm64
+    starts_with_bias = integer and arm64 and not intrinsic.family.startswith("smull")
 
     def product(g: Expr, m: Expr, n: Expr, lane: Expr) -> Expr:
         staged = stage[g, m, k * group + inner]

@@ -59,6 +59,11 @@ def cycles(family: str, words: int, rows: int, blocks: int) -> float:
     return max(multiplying, loads / 2, 2.0 * words) + 0.1 * loads
 
 
+def finishing(blocks: int) -> float:
+    """Cycles to requantize and store a vector of results: vectors are narrowed in pairs, where there are pairs."""
+    return 2.75 if blocks % 2 == 0 else 3.5
+
+
 def signed(code: Expr) -> Expr:
     """A uint8 less 128, as int8."""
     return (code ^ tirx.const(OFFSET, "uint8")).astype("int8")
