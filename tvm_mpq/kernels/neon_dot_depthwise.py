@@ -43,15 +43,27 @@ def dot_depthwise_fits(shape: ConvolutionShape, in_dtype: str) -> bool:
 
 
 def default_dot_tile(shape: ConvolutionShape) -> DepthwiseTile:
-    """As many columns as registers hold, and as many rows as the cache."""
+    """Columns that take the fewest instructions a result, and rows that fill their groups and fit the cache."""
     return min(
         (tile for tile in dot_tiles(shape) if _staged(shape, tile.rows) <= _STAGE_BYTES or tile.rows == 1),
         key=lambda tile: (
-            -tile.columns,
+            _instructions(shape, tile.columns),
             _staged(shape, tile.rows) / tile.rows,
             tile.rows != task_rows(shape),
         ),
     )
+
+
+def _instructions(shape: ConvolutionShape, columns: int) -> float:
+    """For four results, without what no tile changes: loads, finishing, the loop."""
+    vectors = _vectors(shape, columns)
+    loads = _groups(shape) * ((columns - 1) * shape.stride[1] + shape.kernel[1]) / columns
+    return loads + (5.5 if vectors == 2 else 7.0) + 4 / (columns * vectors)
+
+
+def _vectors(shape: ConvolutionShape, columns: int) -> int:
+    """How many vectors of four channels a tile has: two are narrowed and stored at once."""
+    return 2 if _registers(shape, columns, 2) <= _REGISTERS else 1
 
 
 def dot_tiles(shape: ConvolutionShape) -> list[DepthwiseTile]:
@@ -107,8 +119,7 @@ class _Program:
     def __init__(self, shape: ConvolutionShape, out: Output, family: str, tile: DepthwiseTile) -> None:
         self.shape, self.out, self.family, self.tile = shape, out, family, tile
         self.staged_dtype = "uint8" if family == "usdot" else "int8"
-        # Two vectors of four channels at a time are stored at once.
-        self.vectors = 2 if _registers(shape, tile.columns, 2) <= _REGISTERS else 1
+        self.vectors = _vectors(shape, tile.columns)
 
     def emit(self) -> PrimFunc:
         s, channels = self.shape, self.shape.out_channels
