@@ -309,7 +309,7 @@ def test_costs_are_measured_on_a_device(fails, tmp_path: Path, monkeypatch: pyte
     np.savez(tmp_path / "data.npz", x=x, labels=rng.integers(0, 5, 96))
     command = ["search", str(tmp_path / "net.onnx"), "--calibration", str(tmp_path / "data.npz")]
     command += ["--output", str(tmp_path / "plan.json"), "--json", str(tmp_path / "r.json")]
-    command += ["--precisions", "w8a8,w4a8", "--max-storage", "0.25x", "--max-latency", "50x"]
+    command += ["--precisions", "w8a8,w4a8", "--max-storage", "0.3x", "--max-latency", "50x"]
     command += ["--evaluations", "3", "--cache", str(tmp_path / "cache")]
     with serving([start()]) as (server,):
         command += ["--rpc", str(server.address)]
@@ -318,7 +318,7 @@ def test_costs_are_measured_on_a_device(fails, tmp_path: Path, monkeypatch: pyte
     found = json.loads((tmp_path / "r.json").read_text())
     assert (found["latency_kind"], found["latency_cpu"]) == ("measured", cpu_name())
     assert all(0 < row["latency"] < 1 for row in found["rows"])
-    assert found["rows"][-1]["storage"] <= 0.25 * found["rows"][0]["storage"]
+    assert found["rows"][-1]["storage"] <= 0.3 * found["rows"][0]["storage"]
     # The same with the device gone, and no kernel's time known.
     (tmp_path / "plan.json").unlink()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
@@ -353,8 +353,8 @@ def test_the_sample_network_keeps_its_limit_and_its_losses(tmp_path: Path) -> No
     """Without an analysis, which takes most of the time of a network this small."""
     mod, model = import_onnx(model_path()), model_path()
     images, labels = calibration_arrays()
-    for name, start, count in (("c", 0, 32), ("s", 100, 48), ("e", 200, 24)):
-        part = slice(start, start + count)
+    for name, first, count in (("c", 0, 32), ("s", 100, 48), ("e", 200, 24)):
+        part = slice(first, first + count)
         np.savez(tmp_path / f"{name}.npz", image=images[part], labels=labels[part])
     digest = sha256(model.read_bytes())
     precisions = tuple(map(Precision.parse, ("w8a8", "w5a8")))

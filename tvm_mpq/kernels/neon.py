@@ -26,6 +26,7 @@ OFFSET = 128
 """What is taken off an 8-bit activation where an instruction multiplies signed bytes."""
 _SUMS = (2, 4, 8)
 FAMILIES = ("sdot", "usdot", *(f"{name}{sums}" for name in ("smull", "vmull") for sums in _SUMS), "fmla")
+ARM64 = tuple(family for family in FAMILIES if not family.startswith("vmull"))
 
 NeonMultiply = Callable[[Expr, Expr, Sequence[Expr], Expr | None], Expr]
 """(accumulator, a step's activations as one vector, a vector of weights a word, multiplier or None) → accumulator."""
