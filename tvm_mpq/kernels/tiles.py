@@ -193,8 +193,11 @@ def _cost(
     cycles += 0.08 * loads
     if intrinsic.family in neon.FAMILIES:
         cycles = neon.cycles(intrinsic.family, words, rows, blocks)
-        cycles += tile * neon.finishing(blocks) / (shape.reduction(intrinsic.group) // intrinsic.group)
-        if _row_tiles(shape, intrinsic, rows, threads) == 1 < shape.rows // rows:
-            cycles *= 1.1  # LLVM copies activations that all tiles of a task share to memory, a vector for each word
+        steps = shape.reduction(intrinsic.group) // intrinsic.group
+        cycles += tile * neon.finishing(blocks) / steps
+        # Of so few steps LLVM makes no loop, and activations that all tiles of a task share go to memory, a vector for
+        # each word.
+        if steps <= 4 and _row_tiles(shape, intrinsic, rows, threads) == 1 < shape.rows // rows:
+            cycles *= 1.1
     staging = 1 + 3 / shape.out_channels if staged else 1.0
     return cycles / tile * padded * staging
