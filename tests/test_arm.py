@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -10,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
-from reference import quantized_convolution
+from reference import convolve, quantized_convolution
 from servers import EMULATOR, Server, serving, start
+from tvm.tirx import PrimFunc
 
 from tvm_mpq import cli, sample
 from tvm_mpq.compiler import compile_model
@@ -22,13 +24,14 @@ from tvm_mpq.kernels.neon import sums_of
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.linker import Linking
 from tvm_mpq.quantization.bias import fold_zero_point
-from tvm_mpq.quantization.packing import pack_channels, pack_factors, pack_weights
+from tvm_mpq.quantization.packing import pack_channels, pack_depthwise, pack_factors, pack_weights
 from tvm_mpq.runtime.package import Package
 from tvm_mpq.runtime.session import Session
-from tvm_mpq.target import load_target
+from tvm_mpq.target import Target, load_target
 
 OBJDUMP = shutil.which("aarch64-linux-gnu-objdump")
 DEVICES = {"raspberry-pi-4": "cortex-a72", "raspberry-pi-5": "cortex-a76"}
+PROCESSORS = [*DEVICES.items(), ("graviton3", "neoverse-v1")]
 IMAGES = 200
 SHAPES = [
     ConvolutionShape(1, 5, 7, 19, 10),
@@ -36,6 +39,15 @@ SHAPES = [
     ConvolutionShape(1, 7, 9, 32, 24, (3, 3), (1, 1), (1, 0, 1, 2), (1, 2)),
     ConvolutionShape(1, 6, 5, 24, 12, (1, 5), (1, 1), (0, 2, 0, 2), (1, 1), 3),
     ConvolutionShape(1, 4, 4, 64, 40),
+]
+DEPTHWISE = [
+    ConvolutionShape(1, 14, 14, 32, 32, (5, 5), (1, 1), (2, 2, 2, 2), groups=32),
+    ConvolutionShape(2, 9, 11, 16, 16, (3, 3), (1, 1), (1, 1, 1, 1), groups=16),
+    ConvolutionShape(1, 12, 10, 48, 48, (3, 3), (2, 2), (0, 0, 1, 1), groups=48),
+    ConvolutionShape(1, 13, 15, 16, 16, (5, 5), (2, 2), (2, 2, 2, 2), groups=16),
+    ConvolutionShape(1, 8, 7, 16, 16, (1, 7), (1, 3), (0, 3, 0, 3), groups=16),
+    ConvolutionShape(1, 9, 9, 16, 16, (4, 2), (3, 1), groups=16),
+    ConvolutionShape(1, 9, 9, 24, 24, (3, 3), (1, 1), (1, 1, 1, 1), groups=24),
 ]
 KINDS = [(8, 0), (7, 0), (6, 0), (5, 0), (4, 0), (4, 32), (3, 16), (2, 8), (7, 12)]
 
@@ -92,10 +104,7 @@ def _codes(shape: ConvolutionShape, bits: int, seed: int) -> tuple[np.ndarray, .
 
 
 @needs_emulator
-@pytest.mark.parametrize(
-    ("target", "processor"),
-    [("raspberry-pi-4", "cortex-a72"), ("raspberry-pi-5", "cortex-a76"), ("graviton3", "neoverse-v1")],
-)
+@pytest.mark.parametrize(("target", "processor"), PROCESSORS)
 def test_every_kernel_of_weights_gives_numpys_bytes(target: str, processor: str, tmp_path: Path) -> None:
     machine = load_target(target)
     zeros = (131, 7)
@@ -135,14 +144,52 @@ def test_every_kernel_of_weights_gives_numpys_bytes(target: str, processor: str,
             ]
             arrays |= {f"{name}/{place}": array for place, array in enumerate(arguments)}
             functions[name] = spec.schedule().with_attr("global_symbol", name)
+    _check(machine, processor, functions, arrays, expected, tmp_path)
+
+
+@needs_emulator
+@pytest.mark.parametrize(("target", "processor"), PROCESSORS)
+def test_every_depthwise_kernel_gives_numpys_bytes(target: str, processor: str, tmp_path: Path) -> None:
+    machine = load_target(target)
+    zeros = (131, 7)
+    functions, arrays, expected = {}, {}, {}
+    for number, (shape, out) in enumerate(itertools.product(DEPTHWISE, ("uint8", "float32"))):
+        q, codes, bias, multiplier = _codes(shape, 8, number)
+        name = f"kernel_{number}"
+        if out == "uint8":
+            expected[name] = quantized_convolution(q, codes, bias, multiplier, zeros, shape)
+        else:
+            sums = convolve(q.astype(np.int64) - zeros[0], codes.astype(np.int64), shape) + bias
+            expected[name] = sums.reshape(shape.rows, -1).astype(np.float32) * multiplier
+        arguments = [
+            q.reshape(-1, shape.in_channels),
+            pack_depthwise(codes),
+            fold_zero_point(bias, codes, zeros[0]),
+            multiplier,
+            np.array(zeros, np.int32),
+            np.full_like(expected[name], 77),
+        ]
+        arrays |= {f"{name}/{place}": array for place, array in enumerate(arguments)}
+        spec = KernelSpec("depthwise", shape, "uint8", Output(out), machine.instruction)
+        functions[name] = spec.schedule().with_attr("global_symbol", name)
+    _check(machine, processor, functions, arrays, expected, tmp_path)
+
+
+def _check(
+    machine: Target,
+    processor: str,
+    functions: dict[str, PrimFunc],
+    arrays: dict[str, np.ndarray],
+    expected: dict[str, np.ndarray],
+    at: Path,
+) -> None:
+    """Call each function on the emulated device, on its arrays (see ``emulated_arm``)."""
     built = tvm.compile(tvm.IRModule(functions), target=machine.tvm_target())
-    library = tmp_path / "kernels.so"
+    library = at / "kernels.so"
     built.export_library(str(library), fcompile=Linking(machine.architecture))
-    np.savez(tmp_path / "in.npz", **arrays)
-    _emulate(
-        processor, Path(__file__).with_name("emulated_arm.py"), library, "in.npz", "out.npz", at=tmp_path
-    )
-    with np.load(tmp_path / "out.npz") as outputs:
+    np.savez(at / "in.npz", **arrays)
+    _emulate(processor, Path(__file__).with_name("emulated_arm.py"), library, "in.npz", "out.npz", at=at)
+    with np.load(at / "out.npz") as outputs:
         assert {*outputs.files} == {*expected}
         for name, wanted in expected.items():
             np.testing.assert_array_equal(outputs[name], wanted, strict=True, err_msg=name)

@@ -15,12 +15,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from frontend_networks import network, weights
 from search_files import OPTIONS, SURE, TEACHER, classifier, losses_of, make_files, run
+from servers import serving, start
+from small_networks import node
 
 from tvm_mpq import cli
 from tvm_mpq.cli.search_tables import search_lines
 from tvm_mpq.compiler import compile_model
 from tvm_mpq.cost.modelled import model_costs
+from tvm_mpq.cpu import cpu_name
 from tvm_mpq.files import sha256
 from tvm_mpq.frontend import import_onnx
 from tvm_mpq.plan_weights import load_plan, weights_path
@@ -221,6 +225,33 @@ def test_storage_that_no_plan_meets_gives_the_nearest_plan(
     assert len(found["tried"]) <= 4
 
 
+def test_costs_are_measured_on_a_device(fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    constants = {"w": weights(32, 16, seed=1), "v": weights(5, 32, seed=2)}
+    nodes = [node("Gemm", "x w", "a", transB=1), node("Relu", "a", "b"), node("Gemm", "b v", "y", transB=1)]
+    onnx.save(network(nodes, {"x": [8, 16]}, ["y"], constants), tmp_path / "net.onnx")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(96, 16)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=x, labels=rng.integers(0, 5, 96))
+    command = ["search", str(tmp_path / "net.onnx"), "--calibration", str(tmp_path / "data.npz")]
+    command += ["--output", str(tmp_path / "plan.json"), "--json", str(tmp_path / "r.json")]
+    command += ["--precisions", "w8a8,w4a8", "--max-storage", "0.3x", "--max-latency", "50x"]
+    command += ["--evaluations", "3", "--cache", str(tmp_path / "cache")]
+    with serving([start()]) as (server,):
+        command += ["--rpc", str(server.address)]
+        assert "give --costs or a device" in fails(command=[*command, "--costs", str(tmp_path / "none.json")])
+        assert cli.main(command) == 0
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert (found["latency_kind"], found["latency_cpu"]) == ("measured", cpu_name())
+    assert all(0 < row["latency"] < 1 for row in found["rows"])
+    assert found["rows"][-1]["storage"] <= 0.3 * found["rows"][0]["storage"]
+    # The same with the device gone, and no kernel's time known.
+    (tmp_path / "plan.json").unlink()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    address = str(server.address)
+    assert fails(command=command) == f"cannot reach the device {address}: Connection refused"
+
+
 def test_compile_with_a_limit_searches_and_compiles(
     files: Path, tmp_path: Path, fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,8 +279,8 @@ def test_the_sample_network_keeps_its_limit_and_its_losses(tmp_path: Path) -> No
     """Without an analysis, which takes most of the time of a network this small."""
     mod, model = import_onnx(model_path()), model_path()
     images, labels = calibration_arrays()
-    for name, start, count in (("c", 0, 32), ("s", 100, 48), ("e", 200, 24)):
-        part = slice(start, start + count)
+    for name, first, count in (("c", 0, 32), ("s", 100, 48), ("e", 200, 24)):
+        part = slice(first, first + count)
         np.savez(tmp_path / f"{name}.npz", image=images[part], labels=labels[part])
     digest = sha256(model.read_bytes())
     precisions = tuple(map(Precision.parse, ("w8a8", "w5a8")))

@@ -77,8 +77,8 @@ def _add_runtime(package: Package, folder: Path, runtime: Path | None) -> list[s
     if site is None or not all((site / library).exists() for library in _LIBRARIES):
         where = f" in {runtime}" if runtime is not None else ""
         return [
-            f"no TVM runtime for {machine}{where}: unpack its wheels of apache-tvm and apache-tvm-ffi and give "
-            "their folder with --runtime, or build with source/build on the device"
+            f"no TVM runtime for {machine}{where}: give a folder with --runtime, either that with its unpacked wheels "
+            "of apache-tvm and apache-tvm-ffi or what runtime/cpp/build-runtime makes"
         ]
     for library in _LIBRARIES:
         shutil.copy(site / library, folder)
@@ -107,12 +107,10 @@ def _compiler(machine: str) -> str | None:
 
 
 def _known_runtime(machine: str) -> Path | None:
-    """The folder of this Python's packages, or that of the emulated ARM device."""
+    """The folder of this Python's packages, that of the emulated ARM device, or what scripts/small-devices built."""
     if machine == platform.machine():
         spec = importlib.util.find_spec("tvm_ffi")
         return None if spec is None or spec.origin is None else Path(spec.origin).parents[1]
-    if machine == "aarch64":
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        site = cache / "tvm-mpq" / "arm-emulator" / "site"
-        return site if site.exists() else None
-    return None
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tvm-mpq"
+    site = cache / "arm-emulator" / "site" if machine == "aarch64" else cache / "runtime" / machine
+    return site if site.exists() else None

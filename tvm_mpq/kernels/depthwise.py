@@ -19,6 +19,7 @@ from tvm_mpq.kernels.convolution import ConvolutionShape, Output, activate, padd
 from tvm_mpq.kernels.intrinsic import Intrinsic
 from tvm_mpq.kernels.narrow_weights import stored_dtype, widened
 from tvm_mpq.kernels.requantize import requantize
+from tvm_mpq.kernels.starting_value import start_with
 from tvm_mpq.kernels.tiles import shared_evenly
 
 _STAGE_BYTES = {"float32": 48 * 1024, "uint8": 160 * 1024}
@@ -65,6 +66,9 @@ def depthwise(
     expansion = channels // shape.in_channels
     dims = (shape.batch, shape.out_height, shape.out_width, channels)
 
+    # As in ``convolution``.
+    starts_with_bias = integer and neon
+
     def product(n: Expr, h: Expr, w: Expr, k: Expr) -> Expr:
         value = stage[
             n,
@@ -82,7 +86,7 @@ def depthwise(
         if not integer:
             scaled = acc[n, h, w, k] * multiplier[k] if float_weight == "int8" else acc[n, h, w, k]
             return activate(scaled + bias[k], out)
-        value = acc[n, h, w, k] + bias[k]
+        value = acc[n, h, w, k] if starts_with_bias else acc[n, h, w, k] + bias[k]
         if out.dtype == "uint8":
             return requantize(value, multiplier[k], grid[1], neon)
         return activate(value.astype("float32") * multiplier[k], out)
@@ -90,7 +94,8 @@ def depthwise(
     finished = te.compute(dims, finish, "finished")
     result = pixels(finished, "out")
     scales = [multiplier, grid] if integer else [multiplier] if float_weight == "int8" else []
-    return te.create_prim_func([x, weight, bias, *scales, result])
+    function = te.create_prim_func([x, weight, bias, *scales, result])
+    return start_with(function, "acc", "bias", lambda v: (v[3],)) if starts_with_bias else function
 
 
 def pixels(tensor: te.Tensor, name: str) -> te.Tensor:

@@ -26,6 +26,7 @@ OFFSET = 128
 """What is taken off an 8-bit activation where an instruction multiplies signed bytes."""
 _SUMS = (2, 4, 8)
 FAMILIES = ("sdot", "usdot", *(f"{name}{sums}" for name in ("smull", "vmull") for sums in _SUMS), "fmla")
+ARM64 = tuple(family for family in FAMILIES if not family.startswith("vmull"))
 
 NeonMultiply = Callable[[Expr, Expr, Sequence[Expr], Expr | None], Expr]
 """(accumulator, a step's activations as one vector, a vector of weights a word, multiplier or None) → accumulator."""
@@ -57,6 +58,11 @@ def cycles(family: str, words: int, rows: int, blocks: int) -> float:
         multiplying = max(tile * words, (tile * words * (1 + 1 / int(family[-1])) + rows * words) / 1.8)
     # Chains of one result follow each other four cycles apart.
     return max(multiplying, loads / 2, 2.0 * words) + 0.1 * loads
+
+
+def finishing(blocks: int) -> float:
+    """Cycles to requantize and store a vector of results: vectors are narrowed in pairs, where there are pairs."""
+    return 2.75 if blocks % 2 == 0 else 3.5
 
 
 def signed(code: Expr) -> Expr:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from tvm import te, tirx
 from tvm.tirx import Expr
 
+from tvm_mpq.kernels.neon_requantize import neon_requantize
+
 
 def round_to_int(x: Expr) -> Expr:
     """Nearest int32, ties to even; ``x`` float32 must lie inside int32's range.
@@ -25,16 +27,9 @@ def saturate(q: Expr) -> Expr:
 
 
 def requantize(accumulator: Expr, multiplier: Expr, zero_point: Expr, neon: bool = False) -> Expr:
-    """int32 accumulator (bias included) → uint8 on the output grid; ``neon``: the same in words that suit NEON.
-
-    There LLVM finds one instruction for rounding to even as an int32, and saturation comes free where each narrowing
-    halves the bits (fcvtns, sqxtun, uqxtn).
-    """
+    """int32 accumulator (bias included) → uint8 on the output grid; ``neon``: in instructions of 64-bit ARM."""
     if neon:
-        product = accumulator.astype("float32") * multiplier
-        q = tirx.call_llvm_pure_intrin("float32", "llvm.roundeven", product).astype("int32") + zero_point
-        half = te.max(te.min(q, tirx.const(65535, "int32")), tirx.const(0, "int32")).astype("uint16")
-        return te.min(half, tirx.const(255, "uint16")).astype("uint8")
+        return neon_requantize(accumulator, multiplier, zero_point)
     return saturate(round_to_int(accumulator.astype("float32") * multiplier) + zero_point)
 
 

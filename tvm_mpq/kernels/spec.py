@@ -32,6 +32,12 @@ from tvm_mpq.kernels.intrinsic import (
     narrow_intrinsic,
     winograd_intrinsic,
 )
+from tvm_mpq.kernels.neon_dot_depthwise import (
+    default_dot_tile,
+    dot_depthwise,
+    dot_depthwise_fits,
+    dot_tiles,
+)
 from tvm_mpq.kernels.packed_rows import (
     INPUT_OFFSET,
     LEAST_CHANNELS,
@@ -259,6 +265,8 @@ class KernelSpec:
             return default_packed_rows_tile(self.packed_rows)
         if self.family == "weight_only":
             return default_weight_only_tile(self.weight_only)
+        if self._by_dots:
+            return default_dot_tile(self.shape)
         if self.family == "depthwise":
             return default_depthwise_tile(self.shape, self._depthwise_lanes, self.in_dtype)
         return default_convolution_tile(self.shape, self.row, self.in_place)
@@ -268,6 +276,12 @@ class KernelSpec:
         """The channels of a vector of a depthwise convolution: bytes on NEON are widened from eight at a time."""
         lanes = FLOAT[self.instruction].lanes
         return 2 * lanes if self.in_dtype == "uint8" and self.instruction in NEON else lanes
+
+    @property
+    def _by_dots(self) -> bool:
+        """Whether this is a depthwise convolution by ARM's dot products."""
+        dots = self.family == "depthwise" and INTEGER[self.instruction].family in ("sdot", "usdot")
+        return dots and dot_depthwise_fits(self.shape, self.in_dtype)
 
     def _tap(self, tile: DepthwiseTile) -> str | None:
         simple = self.shape.in_channels == self.shape.out_channels and self.in_dtype == "uint8"
@@ -281,7 +295,9 @@ class KernelSpec:
         base = self.base
         default = base.faster().default_tile()
         tiles: list[Tile] = [default]
-        if base.family == "depthwise":
+        if base._by_dots:
+            tiles += dot_tiles(base.shape)
+        elif base.family == "depthwise":
             tiles += depthwise_tiles(base.shape, FLOAT[base.instruction], base.in_dtype)
         elif base.family == "weight_only":
             tiles += weight_only_tiles(base.weight_only)
@@ -322,6 +338,10 @@ class KernelSpec:
         if isinstance(tile, WeightOnlyTile):
             program = weight_only_panel if tile.panel else weight_only
             return program(self.weight_only, self.out, tile)
+        if isinstance(tile, DepthwiseTile) and self._by_dots:
+            family = INTEGER[self.instruction].family
+            assert family is not None
+            return dot_depthwise(self.shape, self.out, family, tile)
         if isinstance(tile, DepthwiseTile):
             definition = depthwise(
                 self.shape, self.in_dtype, self.out, self.float_weight, self.instruction in NEON

@@ -52,7 +52,7 @@ def default_convolution_tile(
     """
     blocks, steps = packed_weight_shape(shape, intrinsic)[1:3]
     best = min(
-        (_cost(shape, intrinsic, rows, nr, staged), -rows * nr, rows, nr, staged)
+        (_cost(shape, intrinsic, rows, nr, staged, threads), -rows * nr, rows, nr, staged)
         for staged in ((True, False) if in_place else (True,))
         for nr in _divisors(blocks)
         for rows in range(1, min(shape.rows, 16) + 1)
@@ -61,10 +61,8 @@ def default_convolution_tile(
     rows, nr, staged = best[2:]
     tiles = -(-shape.rows // rows)
     columns = blocks // nr
-    # A task's patches fit the first cache twice over, and there are several tasks a thread so that none waits long.
     tile_bytes = rows * shape.reduction(intrinsic.group) * BYTES[intrinsic.activation]
-    wanted = max(1, min(_TASK_BYTES // tile_bytes, tiles // (4 * threads)))
-    row_tiles = balanced([d for d in _divisors(tiles) if d <= wanted], tiles, threads)
+    row_tiles = _row_tiles(shape, intrinsic, rows, threads)
     column_tiles = columns
     # Where rows are few and channels many, tasks take all rows and part of the weights: each weight is read once.
     all_rows_fit = tiles * tile_bytes <= _WHOLE_BYTES and columns >= 4 * threads
@@ -84,6 +82,17 @@ def default_convolution_tile(
     unroll = max(d for d in unrolls if steps % d == 0)
     stage_whole = staged and by_columns and columns > column_tiles
     return ConvolutionTile(rows, nr, row_tiles, column_tiles, unroll, staged, stage_whole)
+
+
+def _row_tiles(shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, threads: int) -> int:
+    """Tiles of ``rows`` rows of a task.
+
+    Its patches fit the first cache twice over, and there are several tasks a thread so that none waits long.
+    """
+    tiles = -(-shape.rows // rows)
+    tile_bytes = rows * shape.reduction(intrinsic.group) * BYTES[intrinsic.activation]
+    wanted = max(1, min(_TASK_BYTES // tile_bytes, tiles // (4 * threads)))
+    return balanced([d for d in _divisors(tiles) if d <= wanted], tiles, threads)
 
 
 def convolution_tiles(shape: ConvolutionShape, intrinsic: Intrinsic, in_place: bool) -> list[ConvolutionTile]:
@@ -160,7 +169,9 @@ _FIRST_CACHE = 24576
 BYTES = {"float32": 4, "float16": 2, "float16_bits": 2, "bfloat16": 2, "int16": 2, "uint8": 1, "int8": 1}
 
 
-def _cost(shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, blocks: int, staged: bool) -> float:
+def _cost(
+    shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, blocks: int, staged: bool, threads: int
+) -> float:
     tile, words = rows * blocks, intrinsic.words
     # The instructions of a step: multiplies (and one to widen), additions, and what unpacks the weights.
     multiplies = tile * (words + (intrinsic.family == "pmaddubsw"))
@@ -182,5 +193,11 @@ def _cost(shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, blocks: int,
     cycles += 0.08 * loads
     if intrinsic.family in neon.FAMILIES:
         cycles = neon.cycles(intrinsic.family, words, rows, blocks)
+        steps = shape.reduction(intrinsic.group) // intrinsic.group
+        cycles += tile * neon.finishing(blocks) / steps
+        # Of so few steps LLVM makes no loop, and activations that all tiles of a task share go to memory, a vector for
+        # each word.
+        if steps <= 4 and _row_tiles(shape, intrinsic, rows, threads) == 1 < shape.rows // rows:
+            cycles *= 1.1
     staging = 1 + 3 / shape.out_channels if staged else 1.0
     return cycles / tile * padded * staging
