@@ -26,7 +26,6 @@ from tvm_mpq.target import Target, host_target, load_target
 from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.assign_grids import TensorRanges
 from tvm_mpq.transform.pipeline import Pipeline
-from tvm_mpq.transform.scale_operators import scale_operators
 from tvm_mpq.tuning.lookup import TunedTiles, tuned_tiles
 
 
@@ -70,8 +69,7 @@ def compile_model(
     ranges, information, digest = TensorRanges({}, {}), None, None
     digest_of_model = sha256(Path(model).read_bytes())
     if weights is not None:
-        if weights.model_sha256 != digest_of_model:
-            raise MpqError(f"the plan's weights are of another network than {model}: search again")
+        weights.check_model(Path(model))
         ranges, digest = weights.ranges, str(weights.origin["sha256"])
         information = CalibrationInfo(
             str(weights.origin["observer"]), int(weights.origin["samples"]), int(weights.origin["seed"])
@@ -121,9 +119,7 @@ class _Job:
     ) -> Package:
         mod, rounded, biases = self.mod, None, None
         if weights is not None:
-            mod = scale_operators(mod, weights.scales)
-            rounded = weights.fitting(plan)
-            biases = {name: change for name, change in weights.biases.items() if name in rounded}
+            mod, rounded, biases = weights.applied(mod, plan)
         pipeline = Pipeline(
             plan,
             self.ranges,

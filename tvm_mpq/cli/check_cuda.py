@@ -47,7 +47,8 @@ def check_cuda(
     """Run a network's GPU kernels on this machine's processor, each one checked, and compare with its CPU code.
 
     Checked are bounds and alignment of every access of memory, races, barriers that not all threads reach, and
-    results that depend on the order of threads. It needs g++ and no GPU.
+    results that depend on the order of threads. It needs g++ and no GPU. The weights and ranges of a searched plan
+    are the plan's own.
     """
     check_output_file("--json", json)
     if plan is not None and precision is not None:
@@ -68,19 +69,24 @@ def check_cuda(
     gpu = load_target(target)
     mod = import_onnx(model, shapes or None)
     names = [operator.name for operator in operators(mod)]
-    uniform = Precision.parse(precision or "w8a8")
-    chosen = PrecisionPlan.uniform(names, uniform) if plan is None else load_plan(plan)[0]
+    if plan is None:
+        chosen, weights = PrecisionPlan.uniform(names, Precision.parse(precision or "w8a8")), None
+    else:
+        chosen, weights = load_plan(plan)
     chosen.check(names)
     gpu.require(chosen.operators.values())
-    preprocess = Preprocess(resize=resize, mean=means, scale=scales)
-    data = preprocess.open(calibration, io_specs(mod)[0])
-    with progress_bar() as progress:
-        ranges = calibrate(mod, data.take(calibration_samples), "minmax", host_target(), progress)
     inputs = io_specs(mod)[0]
+    data = Preprocess(resize=resize, mean=means, scale=scales).open(calibration, inputs)
+    if weights is not None:
+        weights.check_model(model)
+        ranges = weights.ranges
+    else:
+        with progress_bar() as progress:
+            ranges = calibrate(mod, data.take(calibration_samples), "minmax", host_target(), progress)
     batches = [
         [batch[spec.name] for spec in inputs] for batch in data.take(samples).batches(inputs[0].shape[0])
     ]
-    result = check_network(mod, chosen, ranges, gpu, batches)
+    result = check_network(mod, chosen, ranges, gpu, batches, weights)
     console = stdout()
     if result.idle:
         console.print(f"never called: {', '.join(result.idle)}", soft_wrap=True)
