@@ -7,32 +7,31 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from cuda_texts import require_compiler
+from frontend_networks import network
 from interpreter import interpret
-from small_networks import mixed, prepared, tokens
+from small_networks import kernel, mixed, node, prepared, tokens
 
 from tvm_mpq import sample
 from tvm_mpq.build import build
-from tvm_mpq.calibration import calibrate
 from tvm_mpq.cli import main
 from tvm_mpq.compiler import compile_model
 from tvm_mpq.cuda.source import cuda_code
 from tvm_mpq.cuda_check.check import check_network
 from tvm_mpq.cuda_check.emulator import Check
 from tvm_mpq.cuda_check.network import EmulatedNetwork
-from tvm_mpq.dataset import open_dataset
 from tvm_mpq.errors import MpqError
 from tvm_mpq.files import sha256
-from tvm_mpq.frontend import import_onnx, io_specs, operators
+from tvm_mpq.frontend import import_onnx, operators
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.plan_weights import PlanWeights, save_plan
 from tvm_mpq.precision import W8A8, Precision
 from tvm_mpq.quantization.rounding import round_to_nearest
 from tvm_mpq.runtime.session import Session
-from tvm_mpq.target import host_target, load_target
-from tvm_mpq.transform import attributes as attr
-from tvm_mpq.transform.operator_body import read_body
+from tvm_mpq.target import load_target
+from tvm_mpq.transform.assign_grids import TensorRanges
 
 
 def test_a_network_equals_integer_arithmetic_in_numpy() -> None:
@@ -87,30 +86,30 @@ def test_the_sample_network_is_bit_for_bit_the_processors(
 
 
 def test_a_searched_plan_is_checked_with_its_own_weights(tmp_path: Path) -> None:
-    """Codes of which none is what rounding to nearest gives, biases and ranges beside them."""
+    """Codes of which none is what rounding to nearest gives; biases, ranges and a scale beside them."""
     require_compiler()
-    sample.write_files(tmp_path)
-    model, data = tmp_path / "fashion.onnx", tmp_path / "calibration.npz"
-    mod = import_onnx(model)
-    plan = PrecisionPlan.uniform([operator.name for operator in operators(mod)], W8A8)
-    ranges = calibrate(mod, open_dataset(data, io_specs(mod)[0]).take(8), "minmax", host_target())
-    bodies = {attr.text(f, attr.OPERATOR): read_body(f) for _, f, _ in attr.calls(mod)}
-    name, body = next((name, body) for name, body in bodies.items() if body.weight is not None)
-    rounded = round_to_nearest(body.weight, 8, 0, name)
+    model, data, saved = (tmp_path / name for name in ("one.onnx", "data.npz", "plan.json"))
+    images, weight = np.random.default_rng(0).normal(size=(2, 1, 3, 6, 5)), kernel(8, 3, 3, 3, 1)
+    onnx.save(
+        network([node("Conv", "x w", "y", pads=[1] * 4)], {"x": [1, 3, 6, 5]}, ["y"], {"w": weight}), model
+    )
+    np.savez(data, x=images[:, 0].astype(np.float32))
+    plan, rounded = PrecisionPlan.uniform(["y"], W8A8), round_to_nearest(weight, 8, 0, "y")
     weights = PlanWeights(
         sha256(model.read_bytes()),
-        ranges,
-        {name: replace(rounded, codes=-rounded.codes)},
-        {name: np.linspace(-1, 1, len(body.weight), dtype=np.float32)},
-        origin={"observer": "minmax", "samples": 8, "seed": 0, "sha256": ""},
+        TensorRanges({"x": (-1.5, 2.0)}, {"y": (-3.0, 3.5)}),
+        {"y": replace(rounded, codes=-rounded.codes)},
+        {"y": np.linspace(-1, 1, 8, dtype=np.float32)},
+        {"y": 1.25},
+        {"observer": "minmax", "samples": 2, "seed": 0, "sha256": ""},
     )
-    save_plan(tmp_path / "plan.json", plan, weights)
+    save_plan(saved, plan, weights)
     report = tmp_path / "report.json"
-    arguments = ["check-cuda", str(model), "--calibration", str(data), "--plan", str(tmp_path / "plan.json")]
+    arguments = ["check-cuda", str(model), "--calibration", str(data), "--plan", str(saved)]
     assert main([*arguments, "--json", str(report)]) == 0
     (output,) = json.loads(report.read_text())["outputs"]
     package = compile_model(model, plan=plan, weights=weights)
-    (expected,) = Session(package).run(np.load(data)["image"][:1])
+    (expected,) = Session(package).run(images[0].astype(np.float32))
     assert output["different"] == 0
     assert output["largest"] == np.abs(expected).max()
 
