@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cuda_cases import gpu_case, run_on_gpu
+from cuda_cases import gpu_case, machine_code, run_on_gpu
 from emulated_cases import SPECS, Case
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -95,6 +95,45 @@ def test_floats(drawn: list[ConvolutionShape]) -> None:
         spec = KernelSpec("conv2d", shape, "float32", Output("float32"), "cuda", weight_dtype=dtype)
         cases[f"{place}: {spec.name}"] = gpu_case(spec, place)
     agree(cases)
+
+
+@EXAMPLES
+@given(st.lists(shapes(), min_size=TOGETHER, max_size=TOGETHER), st.data())
+def test_codes_by_halves(drawn: list[ConvolutionShape], data: st.DataObject) -> None:
+    """Codes of each width, in groups that kernels multiply and that they get multiplied, by half floats."""
+    cases = {}
+    for place, shape in enumerate(drawn):
+        bits = (8, 4, 3, 6, 4, 2, 5, 7)[place]
+        group = data.draw(st.sampled_from([0, 8, 16, 32])) if bits < 8 else 0
+        spec = KernelSpec(
+            *("conv2d", shape, "float32", Output("float32"), "cuda", bits, group),
+            weight_dtype="int8",
+            halves=True,
+        )
+        assert spec.row.name == "hmma"
+        cases[f"{place}: {spec.name}"] = gpu_case(spec, place)
+    agree(cases)
+
+
+def test_codes_become_halves_in_registers() -> None:
+    """Two subtracted by one instruction, loaded packed and with nothing converted, for tensor cores."""
+    shape = ConvolutionShape(1, 14, 14, 64, 64, (3, 3), padding=(1, 1, 1, 1))
+    specs = {
+        f"w{bits}g{group}": KernelSpec(
+            *("conv2d", shape, "float32", Output("float32"), "cuda", bits, group),
+            weight_dtype="int8",
+            halves=True,
+        )
+        for bits, group in ((8, 0), (4, 0), (4, 32))
+    }
+    for name, codes in machine_code(specs, ("sm_75", "sm_90")).items():
+        assert len(codes) == 2
+        for code in codes:
+            kinds = code.instructions
+            assert kinds["HMMA"] > 0, name
+            assert kinds["HADD2"] > 0, name
+            assert code.spills == 0
+            assert ("I2F" in kinds) == (name == "w4g32"), "only a group's factor is converted"
 
 
 def test_one_row_of_halves_on_tensor_cores() -> None:

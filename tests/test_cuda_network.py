@@ -114,6 +114,15 @@ def test_a_searched_plan_is_checked_with_its_own_weights(tmp_path: Path) -> None
     assert output["largest"] == np.abs(expected).max()
 
 
+def test_weights_of_four_bits_meet_half_floats() -> None:
+    """The processor rounds no activations, as half floats do to 11 bits, and sums the same codes."""
+    require_compiler()
+    network, target = prepared(tokens), load_target("jetson-orin")
+    inputs = [*network.feeds().values()]
+    (output,) = check_network(network.mod, network.plan("w4g32a16"), network.ranges, target, [inputs]).outputs
+    assert 0 < output.largest_difference < 2**-10 * output.largest
+
+
 def test_a_target_without_a_gpu() -> None:
     prepared_network = prepared(mixed)
     with pytest.raises(MpqError, match="cascadelake has no GPU"):

@@ -85,7 +85,7 @@ def test_a_processor_has_no_gpu_table() -> None:
         parse_target(text, "mine.toml")
 
 
-@pytest.mark.parametrize("precision", ["w8a8", "fp16", "fp32"])
+@pytest.mark.parametrize("precision", ["w8a8", "fp16", "w4a16", "fp32"])
 def test_what_multiplies(precision: str) -> None:
     """Every multiply-accumulate in 8 bits is on tensor cores or dp4a, those of half floats on tensor cores."""
     network, target = prepared(mixed), load_target("cuda-sm80")
@@ -95,7 +95,7 @@ def test_what_multiplies(precision: str) -> None:
     assert total == sum(call.macs for call in calls if call.step) > 0
     if precision == "fp32":
         assert counts["plain"] == total
-    elif precision == "fp16":
+    elif precision in ("fp16", "w4a16"):
         depthwise = sum(call.macs for call in calls if call.step == "ffma")
         assert counts["tensor core"] == total - depthwise
         assert {call.kernel.split("_")[0] for call in calls if call.step == "ffma"} == {"depthwise"}

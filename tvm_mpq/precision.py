@@ -2,7 +2,8 @@
 
 A name says weights, granularity and activations: ``w8a8`` is 8-bit weights with one scale an output
 channel and 8-bit activations; ``w4g32a32`` is 4-bit weights in groups of 32 along the reduction with
-float32 activations. ``fp32``, ``fp16`` and ``bf16`` keep both in a float.
+float32 activations, ``w4g32a16`` the same with activations rounded to half floats where they meet the weights (on
+processors they stay float32). ``fp32``, ``fp16`` and ``bf16`` keep both in a float.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ class Precision:
 
     @property
     def weight_only(self) -> bool:
-        """Whether integer weights meet float32 activations."""
-        return self.floating is None and self.activation_bits == 32
+        """Whether integer weights meet float activations."""
+        return self.floating is None and not self.integer_activations
 
     def __str__(self) -> str:
         if self.floating is not None:

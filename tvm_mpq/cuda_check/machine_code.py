@@ -23,7 +23,13 @@ _SYSTEM_SHARED = 1024
 
 INSTRUCTIONS = {
     **{"IMMA": r"IMMA\.", "HMMA": r"HMMA\.", "dp4a": r"IDP\.4A\."},
-    **{"FFMA": r"FFMA\b", "HFMA2": r"HFMA2\b(?!\.MMA)", "IMAD": r"IMAD(?!\.(MOV|SHL|IADD))\b"},
+    **{
+        "FFMA": r"FFMA\b",
+        "HFMA2": r"HFMA2\b(?!\.MMA)",
+        "HADD2": r"HADD2\b(?!\.F32)",
+        "I2F": r"I2F",
+        "IMAD": r"IMAD(?!\.(MOV|SHL|IADD))\b",
+    },
     **{
         "LDG 1": r"LDG\b.*\.[US]8",
         "LDG 2": r"LDG\b.*\.[US]16",

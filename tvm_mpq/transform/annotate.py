@@ -83,8 +83,6 @@ def _why_not_in_float(kind: str, function: relax.Function, asked: Precision) -> 
         assert weight is not None
         if not holds(asked.floating, weight):
             return f"{asked} holds no weights as large as {float(np.abs(weight).max()):g}"
-    elif not asked.weight_only:
-        return f"no kernel for {asked}"
     return ""
 
 

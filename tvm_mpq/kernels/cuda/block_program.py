@@ -50,6 +50,8 @@ class BlockProgram(ABC):
         self.problem, self.tile = problem, tile
         self.shape, self.row, self.out = problem.shape, problem.row, problem.out
         self.integer = problem.in_dtype == "uint8"
+        # Integers, two in a byte or one, with a scale for each column.
+        self.codes = problem.row.weight in ("int8", "uint8")
         self.weight_shape = packed_weight_shape(self.shape, self.row)
         self.groups, self.blocks, self.steps = self.weight_shape[:3]
         self.lanes = self.row.lanes
@@ -95,7 +97,7 @@ class BlockProgram(ABC):
             self.factor = argument("factor", factors, "int8")
         each = (self.groups, self.blocks, self.lanes)
         self.bias = argument("bias", each, row.accumulator)
-        if self.integer or row.weight == "int8":
+        if self.integer or self.codes:
             self.multiplier = argument("multiplier", each, "float32")
         if self.integer:
             self.grid = argument("grid", (2,), "int32")
@@ -138,7 +140,7 @@ class BlockProgram(ABC):
     def _finished(self, m: Expr, channel: Expr, total: Expr) -> Expr:
         at = (self.g, channel // self.lanes, channel % self.lanes)
         if not self.integer:
-            scaled = total * self.multiplier[at] if self.row.weight == "int8" else total
+            scaled = total * self.multiplier[at] if self.codes else total
             return activate(scaled + self.bias[at], self.out)
         value = total + self.bias[at]
         if self.out.dtype != "uint8":

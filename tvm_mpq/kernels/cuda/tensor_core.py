@@ -5,7 +5,7 @@ shared memory, beside the weights of its columns, and each warp multiplies fragm
 
     for step in reduction / depth:
         shared a[rows, depth·16] = patches: x − 128 as int8, or x rounded to float16; the zero-point, or 0, in padding
-        shared b[columns / 16, depth, 16 columns, 16] = weights, unpacked (and times their groups' factors)
+        shared b[columns / 16, depth, 16 columns, 16] = weights, unpacked (see ``weight_stage``)
         acc += a · b                                  (wmma: int32, or float32, sums)
     shared c = acc;  out = c + bias, requantized, or rescaled to float, or activated
 
@@ -20,15 +20,13 @@ from tvm.tirx import Buffer, Expr, PrimFunc
 from tvm_mpq.kernels.cuda.block_program import BlockProgram, Problem, all_of, shared, span, vector
 from tvm_mpq.kernels.cuda.patches import vector_of
 from tvm_mpq.kernels.cuda.tile import FRAGMENT, WARP, CudaTile
-from tvm_mpq.kernels.cuda.words import codes_of_nibbles
+from tvm_mpq.kernels.cuda.weight_stage import WeightStage
 from tvm_mpq.kernels.neon import OFFSET
-from tvm_mpq.kernels.tensor_intrinsics import NIBBLE_OFFSET
 
 _AREA = FRAGMENT * FRAGMENT
 _SIZES = (FRAGMENT, FRAGMENT, FRAGMENT)
 _PAD = {"int8": 32, "float16": 8}
 """Elements that keep what is written to ``a`` at a time from meeting in the same banks of shared memory."""
-_NO_CODES = NIBBLE_OFFSET * 0x11111111
 
 
 def tensor_core(problem: Problem, tile: CudaTile) -> PrimFunc:
@@ -51,7 +49,7 @@ class _TensorCore(BlockProgram):
         """By fragments, each warp its own."""
         tile, dtype = self.tile, self.row.activation
         self.a = shared(self.a_length, dtype)
-        self.b = shared(tile.columns * self.depth, dtype)
+        weights = WeightStage(self)
         rows, columns = tile.fragments
         warp = self.t // WARP
         warp_row = warp // tile.warp_columns * (rows * FRAGMENT)
@@ -64,7 +62,7 @@ class _TensorCore(BlockProgram):
             _call(T.tvm_fill_fragment(acc.data, *_SIZES, each, zero))
         with T.serial(0, self.steps // tile.depth) as step:
             self._stage_patches(step)
-            self._stage_weights(step)
+            weights.fill(step)
             for k in range(tile.depth):
                 for i in range(rows):
                     at = (warp_row + i * FRAGMENT) * self.stride + k * self.depth_stride
@@ -72,7 +70,7 @@ class _TensorCore(BlockProgram):
                     _call(T.tvm_load_matrix_sync(left.data, *_SIZES, i, source, self.stride, "row_major"))
                 for j in range(columns):
                     at = ((warp_column // FRAGMENT + j) * tile.depth + k) * _AREA
-                    source = self.b.access_ptr("r", offset=at)
+                    source = weights.b.access_ptr("r", offset=at)
                     _call(T.tvm_load_matrix_sync(right.data, *_SIZES, j, source, FRAGMENT, "col_major"))
                 for i in range(rows):
                     for j in range(columns):
@@ -117,55 +115,6 @@ class _TensorCore(BlockProgram):
             fill, flip = T.broadcast(fill, words), T.broadcast(flip, words)
         chosen = T.if_then_else(inside, T.reinterpret(value, dtype=vector("uint32", words)), fill)
         return T.reinterpret(chosen ^ flip, dtype=f"int8x{lanes}")
-
-    def _stage_weights(self, step: Expr) -> None:
-        if self.row.nibbles:
-            self._unpack_weights(step)
-            return
-        v = 16 if self.row.weight == "int8" else 8
-        per_lane = FRAGMENT // v
-        per_block = self.tile.depth * FRAGMENT * per_lane
-        with self.each(self.column_blocks * per_block) as index:
-            block, within = index // per_block, index % per_block
-            k, lane, part = (
-                within // (FRAGMENT * per_lane),
-                within // per_lane % FRAGMENT,
-                within % per_lane * v,
-            )
-            source = self.weight[
-                self.g, self.first_block + block, step * self.tile.depth + k, 0, lane, span(part, v)
-            ]
-            # TVM spells a vector of sixteen equal bytes wrongly: it is made of words.
-            zero = T.reinterpret(T.broadcast(T.uint32(0), 4), dtype=f"{self.row.weight}x{v}")
-            value = T.if_then_else(self.first_block + block < self.blocks, source, zero)
-            T.buffer_store(self.b, value, [span(index * v, v)])
-
-    def _unpack_weights(self, step: Expr) -> None:
-        """Two codes a byte: those of places 0 … 7 of a fragment in the low halves, of 8 … 15 in the high ones."""
-        per_block = self.tile.depth * FRAGMENT
-        with self.each(self.column_blocks * per_block) as index:
-            block, k, lane = index // per_block, index % per_block // FRAGMENT, index % FRAGMENT
-            at = T.bind(step * self.tile.depth + k)
-            inside = self.first_block + block < self.blocks
-            for half in range(2):
-                source = self.weight[self.g, self.first_block + block, at, 0, lane, T.ramp(half * 4, 1, 4)]
-                word = T.bind(
-                    T.if_then_else(inside, T.reinterpret(source, dtype="uint32"), T.uint32(_NO_CODES))
-                )
-                for high in range(2):
-                    codes = T.reinterpret(codes_of_nibbles(word, high), dtype="int8x4")
-                    if self.row.multiplied:
-                        codes = self._times_factor(codes, block, at, lane, inside)
-                    target = span(index * FRAGMENT + 8 * high + 4 * half, 4)
-                    T.buffer_store(self.b, codes, [target])
-
-    def _times_factor(self, codes: Expr, block: Expr, step: Expr, lane: Expr, inside: Expr) -> Expr:
-        row_steps = self.steps // self.shape.kernel[0]
-        row_groups = -(-self.shape.run // self.problem.weight_group)
-        at = step // row_steps * row_groups + step % row_steps * FRAGMENT // self.problem.weight_group
-        factor = T.if_then_else(inside, self.factor[self.g, self.first_block + block, at, lane], T.int8(0))
-        wide = T.Cast("int32x4", codes) * T.broadcast(T.bind(T.Cast("int32", factor)), 4)
-        return T.Cast("int8x4", wide)
 
 
 def _fragments(count: int, dtype: str, kind: str) -> Buffer:
