@@ -10,6 +10,7 @@ import tvm
 from cuda_texts import require_compiler
 from emulated_cases import Case, multiply_groups
 from reference import convolve, quantized_convolution
+from tvm.tirx import PrimFunc
 
 from tvm_mpq.cuda import nvcc
 from tvm_mpq.cuda.source import BUILD_CONFIG
@@ -106,7 +107,7 @@ def run_on_gpu(cases: Mapping[str, Case], target: str = "cuda-sm80") -> dict[str
 
 
 def machine_code(
-    specs: Mapping[str, KernelSpec], architectures: Sequence[str]
+    kernels: Mapping[str, PrimFunc], architectures: Sequence[str]
 ) -> dict[str, list[KernelCode]]:
     """What NVIDIA's compiler makes of each kernel, once for each architecture."""
     missing = [name for name in ("nvcc", "cuobjdump", "nvdisasm") if nvcc.find_tool(name) is None]
@@ -114,15 +115,15 @@ def machine_code(
         pytest.skip(f"CUDA's tools are not installed: {', '.join(missing)}")
     register()
     functions = {
-        f"kernel{place}": spec.schedule().with_attr("global_symbol", f"kernel{place}")
-        for place, spec in enumerate(specs.values())
+        f"kernel{place}": kernel.with_attr("global_symbol", f"kernel{place}")
+        for place, kernel in enumerate(kernels.values())
     }
     with tvm.transform.PassContext(opt_level=3, config=BUILD_CONFIG):
         built = tvm.compile(tvm.IRModule(functions), load_target("cuda-sm80").tvm_target())
     codes = kernel_codes(nvcc.fatbin(built.mod.imports[0].inspect_source("cuda"), architectures))
     return {
         name: [code for code in codes if code.name == f"kernel{place}_kernel"]
-        for place, name in enumerate(specs)
+        for place, name in enumerate(kernels)
     }
 
 

@@ -15,6 +15,7 @@ from tvm.script import tirx as T  # noqa: N812
 
 from tvm_mpq.cuda_check.emulator import KernelFault
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
+from tvm_mpq.kernels.cuda.half_products import half_products
 from tvm_mpq.kernels.spec import KernelSpec
 
 EXAMPLES = settings(
@@ -116,24 +117,47 @@ def test_codes_by_halves(drawn: list[ConvolutionShape], data: st.DataObject) -> 
 
 
 def test_codes_become_halves_in_registers() -> None:
-    """Two subtracted by one instruction, loaded packed and with nothing converted, for tensor cores."""
+    """Two subtracted by one instruction, loaded packed and with nothing converted, for tensor cores.
+
+    Products of activations are on tensor cores too.
+    """
     shape = ConvolutionShape(1, 14, 14, 64, 64, (3, 3), padding=(1, 1, 1, 1))
     specs = {
         f"w{bits}g{group}": KernelSpec(
             *("conv2d", shape, "float32", Output("float32"), "cuda", bits, group),
             weight_dtype="int8",
             halves=True,
-        )
+        ).schedule()
         for bits, group in ((8, 0), (4, 0), (4, 32))
     }
-    for name, codes in machine_code(specs, ("sm_75", "sm_90")).items():
+    kernels = {**specs, "products": half_products(12, 128, 64, 128)}
+    for name, codes in machine_code(kernels, ("sm_75", "sm_90")).items():
         assert len(codes) == 2
         for code in codes:
             kinds = code.instructions
             assert kinds["HMMA"] > 0, name
-            assert kinds["HADD2"] > 0, name
             assert code.spills == 0
+            if name == "products":
+                continue
+            assert kinds["HADD2"] > 0, name
             assert ("I2F" in kinds) == (name == "w4g32"), "only a group's factor is converted"
+
+
+@EXAMPLES
+@given(st.lists(st.tuples(*[st.integers(1, 70)] * 3), min_size=TOGETHER, max_size=TOGETHER), st.data())
+def test_products_of_two_activations(drawn: list[tuple[int, int, int]], data: st.DataObject) -> None:
+    """On tensor cores, of any extents: small integers, whose products and sums are exact."""
+    cases = {}
+    for place, (rows, depth, columns) in enumerate(drawn):
+        batch, rng = data.draw(st.integers(1, 3)), np.random.default_rng(place)
+        # Past the pair's end is another pair: what is read too much would be seen.
+        a, b = rng.integers(-9, 10, (batch, rows, depth)), rng.integers(-9, 10, (batch, depth, columns))
+        cases[f"{place}: {batch} of {rows} {depth} {columns}"] = Case(
+            half_products(batch, rows, depth, columns),
+            (a.astype(np.float32), b.astype(np.float32)),
+            (a @ b).astype(np.float32),
+        )
+    agree(cases)
 
 
 def test_one_row_of_halves_on_tensor_cores() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from cuda_texts import require_compiler
 from frontend_networks import network
 from interpreter import interpret
-from small_networks import kernel, mixed, node, prepared, tokens
+from small_networks import attention, kernel, mixed, node, prepared, tokens
 
 from tvm_mpq import sample
 from tvm_mpq.build import build
@@ -114,12 +115,15 @@ def test_a_searched_plan_is_checked_with_its_own_weights(tmp_path: Path) -> None
     assert output["largest"] == np.abs(expected).max()
 
 
-def test_weights_of_four_bits_meet_half_floats() -> None:
+@pytest.mark.parametrize("make", [tokens, attention])
+def test_half_floats_with_weights_of_four_bits_and_with_each_other(
+    make: Callable[[], onnx.ModelProto],
+) -> None:
     """The processor rounds no activations, as half floats do to 11 bits, and sums the same codes."""
     require_compiler()
-    network, target = prepared(tokens), load_target("jetson-orin")
-    inputs = [*network.feeds().values()]
-    (output,) = check_network(network.mod, network.plan("w4g32a16"), network.ranges, target, [inputs]).outputs
+    prepared_network, target = prepared(make), load_target("jetson-orin")
+    inputs, plan = [*prepared_network.feeds().values()], prepared_network.plan("w4g32a16")
+    (output,) = check_network(prepared_network.mod, plan, prepared_network.ranges, target, [inputs]).outputs
     assert 0 < output.largest_difference < 2**-10 * output.largest
 
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from small_networks import mixed, prepared
+from small_networks import attention, mixed, prepared
 
 from tvm_mpq import cli
 from tvm_mpq.build import build_passes
@@ -25,6 +25,8 @@ from tvm_mpq.kernels.spec import ATTRIBUTE, KernelSpec
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.precision import FP32, Precision
 from tvm_mpq.target import load_target, parse_target, target_names
+from tvm_mpq.transform import attributes as attr
+from tvm_mpq.transform.pipeline import Pipeline
 from tvm_mpq.transform.weight_layout import weight_layout
 
 GPUS = ("jetson-orin", "jetson-nano-orin", "cuda-sm75", "cuda-sm80", "cuda-sm90")
@@ -104,6 +106,23 @@ def test_what_multiplies(precision: str) -> None:
         plain = [call for call in calls if call.step == "imad"]
         assert {call.kernel.split("_")[0] for call in plain} <= {"depthwise"}
         assert counts["tensor core"] > 0
+
+
+@pytest.mark.parametrize(
+    ("precision", "gpu", "executed"),
+    [("fp16", True, "fp16"), ("w4g32a16", True, "fp16"), ("w8a8", True, "fp32"), ("fp16", False, "fp32")],
+)
+def test_products_of_two_activations(precision: str, gpu: bool, executed: str) -> None:
+    """Half floats where they are asked for and there are tensor cores; their multiply-accumulates count."""
+    network, target = prepared(attention), load_target("cuda-sm80" if gpu else "haswell")
+    found = lower(network.mod, network.plan(precision), target)
+    annotated = Pipeline(network.plan(precision), network.ranges, target.instruction).annotate(network.mod)
+    functions = [f for _, f, _ in attr.calls(annotated)]
+    kinds = {attr.text(f, attr.KIND): attr.text(f, attr.PRECISION) for f in functions}
+    assert kinds["batch_matmul"] == executed
+    if gpu:
+        unit = "tensor core" if executed == "fp16" else "plain"
+        assert macs_by_unit(found.calls)[unit] == 2 * 2 * 3 * 11 * 11 * 15
 
 
 def test_padding_counts_as_work_of_the_kernel_and_not_of_the_operator() -> None:

@@ -83,6 +83,11 @@ class Precision:
         return self.activation_bits == 8
 
     @property
+    def half_activations(self) -> bool:
+        """Whether activations may be rounded to half floats where they are multiplied."""
+        return self.floating == "float16" or (self.floating is None and self.activation_bits == 16)
+
+    @property
     def weight_only(self) -> bool:
         """Whether integer weights meet float activations."""
         return self.floating is None and not self.integer_activations
@@ -94,6 +99,7 @@ class Precision:
 
 
 FP32 = Precision.parse("fp32")
+FP16 = Precision.parse("fp16")
 W8A8 = Precision.parse("w8a8")
 
 SEARCHED = tuple(map(Precision.parse, ("w8a8", "w7a8", "w6a8", "w5a8", "w4a8", "w4g32a8")))

@@ -123,7 +123,7 @@ def _lower_matrix(
         quantized = numbers.quantized
     if quantized is not None and operation.executed.weight_only:
         if instruction == CUDA:
-            if operation.executed.activation_bits == 16:
+            if operation.executed.half_activations:
                 bits, group = quantized.bits, quantized.effective_group
                 spec = replace(spec, halves=True, weight_bits=bits, weight_group=group)
         elif stays_packed(shape, quantized):

@@ -15,16 +15,15 @@ Rows, columns and the reduction are padded to whole fragments, so that every sha
 from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
-from tvm.tirx import Buffer, Expr, PrimFunc
+from tvm.tirx import Expr, PrimFunc
 
 from tvm_mpq.kernels.cuda.block_program import BlockProgram, Problem, all_of, shared, span, vector
+from tvm_mpq.kernels.cuda.fragments import AREA, Operand, WarpProduct
 from tvm_mpq.kernels.cuda.patches import vector_of
-from tvm_mpq.kernels.cuda.tile import FRAGMENT, WARP, CudaTile
+from tvm_mpq.kernels.cuda.tile import FRAGMENT, CudaTile
 from tvm_mpq.kernels.cuda.weight_stage import WeightStage
 from tvm_mpq.kernels.neon import OFFSET
 
-_AREA = FRAGMENT * FRAGMENT
-_SIZES = (FRAGMENT, FRAGMENT, FRAGMENT)
 _PAD = {"int8": 32, "float16": 8}
 """Elements that keep what is written to ``a`` at a time from meeting in the same banks of shared memory."""
 
@@ -47,44 +46,21 @@ class _TensorCore(BlockProgram):
 
     def multiply(self) -> None:
         """By fragments, each warp its own."""
-        tile, dtype = self.tile, self.row.activation
-        self.a = shared(self.a_length, dtype)
+        self.a = shared(self.a_length, self.row.activation)
         weights = WeightStage(self)
-        rows, columns = tile.fragments
-        warp = self.t // WARP
-        warp_row = warp // tile.warp_columns * (rows * FRAGMENT)
-        warp_column = warp % tile.warp_columns * (columns * FRAGMENT)
-        acc = _fragments(rows * columns, self.row.accumulator, "accumulator")
-        left = _fragments(rows, dtype, "matrix_a")
-        right = _fragments(columns, dtype, "matrix_b")
-        zero = T.float32(0.0)
-        for each in range(rows * columns):
-            _call(T.tvm_fill_fragment(acc.data, *_SIZES, each, zero))
-        with T.serial(0, self.steps // tile.depth) as step:
+        left = Operand(
+            *(self.a, "row_major", self.stride), lambda row, k: row * self.stride + k * self.depth_stride
+        )
+        right = Operand(
+            *(weights.b, "col_major", FRAGMENT),
+            lambda column, k: (column // FRAGMENT * self.tile.depth + k) * AREA,
+        )
+        product = WarpProduct(self.tile, self.t, self.row.activation, self.row.accumulator)
+        with T.serial(0, self.steps // self.tile.depth) as step:
             self._stage_patches(step)
             weights.fill(step)
-            for k in range(tile.depth):
-                for i in range(rows):
-                    at = (warp_row + i * FRAGMENT) * self.stride + k * self.depth_stride
-                    source = self.a.access_ptr("r", offset=at)
-                    _call(T.tvm_load_matrix_sync(left.data, *_SIZES, i, source, self.stride, "row_major"))
-                for j in range(columns):
-                    at = ((warp_column // FRAGMENT + j) * tile.depth + k) * _AREA
-                    source = weights.b.access_ptr("r", offset=at)
-                    _call(T.tvm_load_matrix_sync(right.data, *_SIZES, j, source, FRAGMENT, "col_major"))
-                for i in range(rows):
-                    for j in range(columns):
-                        at = i * columns + j
-                        _call(T.tvm_mma_sync(acc.data, at, left.data, i, right.data, j, acc.data, at))
-        for i in range(rows):
-            for j in range(columns):
-                at = (warp_row + i * FRAGMENT) * self.c_stride + warp_column + j * FRAGMENT
-                target = self.c.access_ptr("w", offset=at)
-                _call(
-                    T.tvm_store_matrix_sync(
-                        acc.data, *_SIZES, i * columns + j, target, self.c_stride, "row_major"
-                    )
-                )
+            product.add(left, right)
+        product.store(self.c, self.c_stride)
 
     def _stage_patches(self, step: Expr) -> None:
         v = vector_of(self.shape, 16 if self.integer else 4)
@@ -115,11 +91,3 @@ class _TensorCore(BlockProgram):
             fill, flip = T.broadcast(fill, words), T.broadcast(flip, words)
         chosen = T.if_then_else(inside, T.reinterpret(value, dtype=vector("uint32", words)), fill)
         return T.reinterpret(chosen ^ flip, dtype=f"int8x{lanes}")
-
-
-def _fragments(count: int, dtype: str, kind: str) -> Buffer:
-    return T.alloc_buffer((count * _AREA,), dtype, scope=f"wmma.{kind}", layout=None)
-
-
-def _call(value: Expr) -> None:
-    T.evaluate(value)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, packed_weight_shape
 from tvm_mpq.kernels.intrinsic import Intrinsic
@@ -56,24 +57,26 @@ def default_cuda_tile(shape: ConvolutionShape, row: Intrinsic) -> CudaTile:
     matrices = row.family in TENSOR_CORE
     most = _MOST_DEPTH[row.activation] if matrices else 1
     depth = max(d for d in range(1, most + 1) if steps % d == 0)
-    columns = min(64, FRAGMENT * _power_of_two(blocks))
-    rows = min(64, FRAGMENT * _power_of_two(-(-shape.rows // FRAGMENT)))
-    if not matrices:
-        columns = max(columns, 32)
+    width = blocks * FRAGMENT
+    tile = spread_tile(
+        *(shape.rows, width if matrices else max(width, 2 * FRAGMENT), depth),
+        lambda rows, columns: shape.groups * -(-shape.rows // rows) * -(-width // columns),
+    )
+    if matrices:
+        return tile
+    return replace(tile, warp_rows=tile.rows * tile.columns // (PART * PART * WARP), warp_columns=1)
 
-    def count() -> int:
-        return shape.groups * -(-shape.rows // rows) * -(-blocks * FRAGMENT // columns)
 
-    while count() < _BLOCKS and max(rows, columns) > 32:
-        if rows >= columns:
-            rows //= 2
+def spread_tile(rows: int, columns: int, depth: int, count: Callable[[int, int], int]) -> CudaTile:
+    """Up to 64 × 64 of ``rows`` × ``columns`` results; less, down to 32, where ``count`` of such blocks were few."""
+    tall, wide = (min(64, FRAGMENT * _power_of_two(-(-extent // FRAGMENT))) for extent in (rows, columns))
+    while count(tall, wide) < _BLOCKS and max(tall, wide) > 32:
+        if tall >= wide:
+            tall //= 2
         else:
-            columns //= 2
-    if not matrices:
-        return CudaTile(rows, columns, depth, rows * columns // (PART * PART * WARP), 1)
-    warp_rows = 2 if rows > FRAGMENT else 1
-    warp_columns = 2 if columns > FRAGMENT else 1
-    return CudaTile(rows, columns, depth, warp_rows, warp_columns)
+            wide //= 2
+    warp_rows, warp_columns = (2 if extent > FRAGMENT else 1 for extent in (tall, wide))
+    return CudaTile(tall, wide, depth, warp_rows, warp_columns)
 
 
 def _power_of_two(value: int) -> int:
