@@ -69,7 +69,7 @@ class AnnotatePrecision:
             reason = _why_not_in_8_bits(kind)
             executed = FP32 if reason else asked
         elif self.gpu and kind == "batch_matmul" and asked.half_activations:
-            executed = FP16
+            executed, reason = FP16, "" if asked == FP16 else f"{kind} has no weights"
         elif asked != FP32:
             reason = _why_not_in_float(kind, function, asked)
             executed = FP32 if reason else asked
