@@ -5,6 +5,7 @@ NVIDIA's compiler is needed: on PATH, or from the extra ``cuda``.
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from tvm_mpq.compiler import compile_model
 from tvm_mpq.cuda import nvcc
 from tvm_mpq.errors import MpqError
 from tvm_mpq.gpu import driver_device
+from tvm_mpq.linker import find_linker
 from tvm_mpq.runtime.metadata import NEVER_EXECUTED
 from tvm_mpq.runtime.package import Package
 from tvm_mpq.runtime.session import Session
@@ -145,6 +147,26 @@ def test_a_missing_compiler_is_named(model: Path, data: Path, tmp_path: Path, mo
     assert "no CUDA compiler (nvcc) found" in error
     assert "nvidia-cuda-nvcc" in error
     assert not output.exists()
+
+
+@_NEEDS_NVCC
+def test_a_missing_host_compiler_is_named(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    """A PATH of everything that there is but C and C++ compilers; nvcc itself is found beforehand."""
+    found, linker = nvcc.find_nvcc(), find_linker()
+    tools = {name: shutil.which(name) for name in ("sh", "cat", "rm", "dirname", Path(linker[0]).name)}
+    for name, path in tools.items():
+        (tmp_path / name).symlink_to(path)
+    monkeypatch.setattr(nvcc, "find_tool", lambda name: found)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    arguments = ["compile", str(model), "--target", "cuda-sm80", "--calibration", str(data), "--no-baseline"]
+    assert cli.main([*arguments, "--output", str(tmp_path / "p.tar")]) == 2
+    error = capfd.readouterr().err
+    assert "needs a C++ compiler beside it" in error
+    assert "install g++" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "p.tar").exists()
 
 
 @_NEEDS_NVCC

@@ -21,6 +21,8 @@ _MISSING = (
     "no CUDA compiler (nvcc) found: put it on PATH, or install it with 'pip install \"tvm-mpq[cuda]\"' "
     "(the packages nvidia-cuda-nvcc, nvidia-cuda-runtime and nvidia-cuda-cccl)"
 )
+_NO_HOST_COMPILER = "Failed to preprocess host compiler properties"
+"""What nvcc says where it cannot run the C++ compiler that it leaves the processor's part of a source to."""
 _FILE = "kernels.cu"
 
 _REGISTER_LEVELS = (5, 4, 3)
@@ -54,7 +56,8 @@ def fatbin(source: str, architectures: Sequence[str], nvcc: str | None = None) -
 
     Newer GPUs of the same major version run the former, all newer ones translate the latter. Where a kernel keeps
     registers in memory it is tried again at other levels of the assembler's thrift with them, and the code of the
-    fewest bytes kept so is taken. Raises MpqError without a compiler, and with its first complaint where it fails.
+    fewest bytes kept so is taken. Raises MpqError without a compiler, or a C++ compiler for it, and with its first
+    complaint where it fails.
     """
     command = [nvcc or find_nvcc(), "--fatbin", "-O3", "-std=c++17", "--threads=0", *_generate(architectures)]
     found: dict[int, bytes] = {}
@@ -79,6 +82,11 @@ def _compiled(command: Sequence[str], source: str) -> tuple[bytes, int]:
             check=False,
         )
         said = done.stdout + done.stderr
+        if _NO_HOST_COMPILER in said:
+            raise MpqError(
+                f"the CUDA compiler {command[0]} needs a C++ compiler beside it and cannot run one "
+                f"({_complaint(said)}): install g++ (apt-get install g++)"
+            )
         if done.returncode != 0:
             raise MpqError(f"the CUDA compiler {command[0]} failed: {_complaint(said)}")
         spilled = sum(int(count) for count in re.findall(r"(\d+) bytes spill stores", said))
@@ -94,5 +102,7 @@ def _generate(architectures: Sequence[str]) -> list[str]:
 
 def _complaint(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if re.search(r"\b(error|fatal|not found)\b", line, re.IGNORECASE)]
+    errors = [
+        line for line in lines if re.search(r"\b(error|fatal|not found|no such file)\b", line, re.IGNORECASE)
+    ]
     return next(iter(errors or lines), "it said nothing")
