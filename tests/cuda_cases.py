@@ -20,7 +20,7 @@ from tvm_mpq.cuda_check.machine_code import KernelCode, kernel_codes
 from tvm_mpq.cuda_check.network import on_this_host
 from tvm_mpq.kernels.cuda.spelling import register
 from tvm_mpq.kernels.neon import OFFSET
-from tvm_mpq.kernels.spec import KernelSpec
+from tvm_mpq.kernels.spec import KernelSpec, Tile
 from tvm_mpq.quantization.bias import fold_zero_point
 from tvm_mpq.quantization.half import to_half
 from tvm_mpq.quantization.packing import pack_factors
@@ -28,7 +28,9 @@ from tvm_mpq.target import load_target
 from tvm_mpq.transform.weight_layout import weight_layout
 
 
-def gpu_case(spec: KernelSpec, seed: int, zeros: tuple[int, int] = (117, 3)) -> Case:
+def gpu_case(
+    spec: KernelSpec, seed: int, zeros: tuple[int, int] = (117, 3), tile: Tile | None = None
+) -> Case:
     """A kernel with weights; of activations and codes half are extreme. Floats are small integers: sums are exact."""
     shape, rng = spec.shape, np.random.default_rng(seed)
     image = (shape.batch, shape.height, shape.width, shape.in_channels)
@@ -46,7 +48,7 @@ def gpu_case(spec: KernelSpec, seed: int, zeros: tuple[int, int] = (117, 3)) -> 
         sums = (convolve(x, w, shape) * scale + bias).reshape(shape.rows, -1).astype(np.float32)
         each = [bias] if spec.weight_dtype != "int8" else [bias, scale]
         constants = [layout.pack_each(values.astype(np.float32)) for values in each]
-        return Case(spec.schedule(), (_rows(x.astype(np.float32)), *weights, *constants), sums)
+        return Case(spec.schedule(tile), (_rows(x.astype(np.float32)), *weights, *constants), sums)
     q = np.where(rng.random(image) < 0.5, rng.choice([0, 255], image), rng.integers(0, 256, image))
     q, (weights, codes) = q.astype(np.uint8), _codes(spec, rng, filters)
     most = 2 ** (spec.weight_bits - 1) - 1
@@ -62,7 +64,7 @@ def gpu_case(spec: KernelSpec, seed: int, zeros: tuple[int, int] = (117, 3)) -> 
     else:
         sums = convolve(q.astype(np.int64) - zeros[0], codes.astype(np.int64), shape) + bias
         expected = sums.reshape(shape.rows, -1).astype(np.int32).astype(np.float32) * multiplier
-    return Case(spec.schedule(), arguments, expected)
+    return Case(spec.schedule(tile), arguments, expected)
 
 
 def _codes(
@@ -120,7 +122,7 @@ def machine_code(
     }
     with tvm.transform.PassContext(opt_level=3, config=BUILD_CONFIG):
         built = tvm.compile(tvm.IRModule(functions), load_target("cuda-sm80").tvm_target())
-    codes = kernel_codes(nvcc.fatbin(built.mod.imports[0].inspect_source("cuda"), architectures))
+    codes = kernel_codes(nvcc.best_code(built.mod.imports[0].inspect_source("cuda"), architectures)[0])
     return {
         name: [code for code in codes if code.name == f"kernel{place}_kernel"]
         for place, name in enumerate(kernels)

@@ -128,11 +128,11 @@ def test_codes_become_halves_in_registers() -> None:
             weight_dtype="int8",
             halves=True,
         ).schedule()
-        for bits, group in ((8, 0), (4, 0), (4, 32))
+        for bits, group in ((8, 0), (4, 32))
     }
     kernels = {**specs, "products": half_products(12, 128, 64, 128)}
-    for name, codes in machine_code(kernels, ("sm_75", "sm_90")).items():
-        assert len(codes) == 2
+    for name, codes in machine_code(kernels, ["sm_80"]).items():
+        assert len(codes) == 1
         for code in codes:
             kinds = code.instructions
             assert kinds["HMMA"] > 0, name

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from small_networks import attention, mixed, prepared
 
-from tvm_mpq import cli
 from tvm_mpq.build import build_passes
 from tvm_mpq.cost.modelled import gpu_peaks, model_costs, peaks_of
 from tvm_mpq.cost.notes import latency_notes
@@ -220,11 +219,3 @@ def test_the_whole_network_is_modelled() -> None:
     table = model_costs(network.mod, load_target("jetson-orin"), [Precision.parse("w8a8")])
     assert table.kind == "modelled"
     assert table.predict(network.plan("w8a8")) > 3e-6 * sum(o.kind == "conv2d" for o in table.operators)
-
-
-def test_gpus_are_not_tuned(tmp_path, capfd) -> None:
-    arguments = ["tune", "no.onnx", "--target", "cuda-sm80", "--tuning-logs", str(tmp_path)]
-    assert cli.main(arguments) == 2
-    error = capfd.readouterr().err
-    assert "not tuned" in error
-    assert error.count("\n") == 1

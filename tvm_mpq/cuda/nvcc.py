@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tvm_mpq.errors import MpqError
@@ -51,7 +52,18 @@ def find_nvcc() -> str:
     return found
 
 
-def fatbin(source: str, architectures: Sequence[str], nvcc: str | None = None) -> bytes:
+@dataclass(frozen=True)
+class Resources:
+    """What the assembler says of a source's kernels, for all architectures: the most registers of a thread, bytes of
+    registers that all of them together store to memory, and the most bytes of shared memory of a block.
+    """
+
+    registers: int
+    spilled: int
+    shared: int
+
+
+def best_code(source: str, architectures: Sequence[str], nvcc: str | None = None) -> tuple[bytes, Resources]:
     """Machine code of CUDA ``source`` for all ``architectures`` (``sm_80``, …), and portable code (PTX) of the last.
 
     Newer GPUs of the same major version run the former, all newer ones translate the latter. Where a kernel keeps
@@ -60,17 +72,16 @@ def fatbin(source: str, architectures: Sequence[str], nvcc: str | None = None) -
     complaint where it fails.
     """
     command = [nvcc or find_nvcc(), "--fatbin", "-O3", "-std=c++17", "--threads=0", *_generate(architectures)]
-    found: dict[int, bytes] = {}
+    found: list[tuple[bytes, Resources]] = []
     for level in _REGISTER_LEVELS:
-        code, spilled = _compiled([*command, "-Xptxas", f"-v,--register-usage-level={level}"], source)
-        found.setdefault(spilled, code)
-        if spilled == 0:
+        found.append(_compiled([*command, "-Xptxas", f"-v,--register-usage-level={level}"], source))
+        if found[-1][1].spilled == 0:
             break
-    return found[min(found)]
+    return min(found, key=lambda each: each[1].spilled)
 
 
-def _compiled(command: Sequence[str], source: str) -> tuple[bytes, int]:
-    """What ``command`` makes of the source, and the bytes of registers that all its kernels store to memory."""
+def _compiled(command: Sequence[str], source: str) -> tuple[bytes, Resources]:
+    """What ``command`` makes of the source."""
     with tempfile.TemporaryDirectory(prefix="tvm-mpq-") as folder:
         Path(folder, _FILE).write_text(source, encoding="utf-8")
         # The file's name is part of what the compiler writes: a relative one keeps the bytes the same.
@@ -89,8 +100,20 @@ def _compiled(command: Sequence[str], source: str) -> tuple[bytes, int]:
             )
         if done.returncode != 0:
             raise MpqError(f"the CUDA compiler {command[0]} failed: {_complaint(said)}")
-        spilled = sum(int(count) for count in re.findall(r"(\d+) bytes spill stores", said))
-        return Path(folder, "kernels.fatbin").read_bytes(), spilled
+        return Path(folder, "kernels.fatbin").read_bytes(), parse_resources(said)
+
+
+def parse_resources(said: str) -> Resources:
+    """From what ``ptxas -v`` prints."""
+
+    def numbers(pattern: str) -> list[int]:
+        return [int(count) for count in re.findall(pattern, said)]
+
+    return Resources(
+        max(numbers(r"Used (\d+) registers"), default=0),
+        sum(numbers(r"(\d+) bytes spill stores")),
+        max(numbers(r"(\d+) bytes smem"), default=0),
+    )
 
 
 def _generate(architectures: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from tvm.tirx import PrimFunc
 from tvm_mpq.kernels import neon_depthwise
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, convolution
 from tvm_mpq.kernels.cuda.kernel import CUDA, cuda_kernel, cuda_tile, cuda_unit
+from tvm_mpq.kernels.cuda.space import cuda_space
 from tvm_mpq.kernels.cuda.tile import CudaTile
 from tvm_mpq.kernels.depthwise import (
     DepthwiseTile,
@@ -285,6 +286,8 @@ class KernelSpec:
         Two threads share the tasks of each about evenly, so that a tile tuned on one thread serves more.
         """
         base = self.base
+        if base.instruction == CUDA:
+            return [*cuda_space(base)]
         default = base.faster().default_tile()
         tiles: list[Tile] = [default]
         if base.family == "depthwise":

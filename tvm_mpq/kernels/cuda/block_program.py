@@ -58,8 +58,7 @@ class BlockProgram(ABC):
         self.channels = self.shape.out_channels // self.shape.groups
         self.length = self.steps * self.row.group
         self.column_blocks = tile.columns // self.lanes
-        # Fragments of sums begin at 32 bytes, and columns of them in different banks.
-        self.c_stride = tile.columns + 4
+        self.c_stride = c_stride(tile)
 
     def emit(self) -> PrimFunc:
         """The function."""
@@ -147,6 +146,11 @@ class BlockProgram(ABC):
             return activate(T.cast(value, "float32") * self.multiplier[at], self.out)
         code = requantize(value, self.multiplier[at], self.grid[1])
         return self.addition.element(code, m, channel) if self.problem.adds else code
+
+
+def c_stride(tile: CudaTile) -> int:
+    """Elements from one row of a block's sums to the next: columns of fragments are in different banks."""
+    return tile.columns + 4
 
 
 class Each:

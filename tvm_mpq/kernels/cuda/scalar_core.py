@@ -11,7 +11,7 @@ from __future__ import annotations
 from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
 from tvm.tirx import Buffer, Expr, PrimFunc
 
-from tvm_mpq.kernels.cuda.block_program import BlockProgram, Problem, all_of, shared, span
+from tvm_mpq.kernels.cuda.block_program import BlockProgram, Problem, all_of, c_stride, shared, span
 from tvm_mpq.kernels.cuda.patches import vector_of
 from tvm_mpq.kernels.cuda.tile import PART, STEP, CudaTile
 from tvm_mpq.kernels.narrow_weights import widened
@@ -20,6 +20,11 @@ from tvm_mpq.kernels.narrow_weights import widened
 def scalar_core(problem: Problem, tile: CudaTile) -> PrimFunc:
     """The kernel; parameters are those of :func:`tvm_mpq.kernels.convolution.convolution`."""
     return _ScalarCore(problem, tile).emit()
+
+
+def scalar_shared(tile: CudaTile) -> int:
+    """Bytes of shared memory that a block of ``tile`` has."""
+    return 4 * (STEP * (tile.rows + PART + tile.columns) + tile.rows * c_stride(tile))
 
 
 class _ScalarCore(BlockProgram):

@@ -14,14 +14,17 @@ Rows, columns and the reduction are padded to whole fragments, so that every sha
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
 from tvm.tirx import Expr, PrimFunc
 
-from tvm_mpq.kernels.cuda.block_program import BlockProgram, Problem, all_of, shared, span, vector
+from tvm_mpq.kernels.cuda.block_program import BlockProgram, Problem, all_of, c_stride, shared, span, vector
 from tvm_mpq.kernels.cuda.fragments import AREA, Operand, WarpProduct
 from tvm_mpq.kernels.cuda.patches import vector_of
 from tvm_mpq.kernels.cuda.tile import FRAGMENT, CudaTile
 from tvm_mpq.kernels.cuda.weight_stage import WeightStage
+from tvm_mpq.kernels.intrinsic import Intrinsic
 from tvm_mpq.kernels.neon import OFFSET
 
 _PAD = {"int8": 32, "float16": 8}
@@ -33,23 +36,46 @@ def tensor_core(problem: Problem, tile: CudaTile) -> PrimFunc:
     return _TensorCore(problem, tile).emit()
 
 
+def tensor_shared(row: Intrinsic, tile: CudaTile) -> int:
+    """Bytes of shared memory that a block of ``tile`` has."""
+    size = 1 if row.activation == "int8" else 2
+    staged = _Patches.of(row, tile).length + tile.columns * tile.depth * FRAGMENT
+    return size * staged + 4 * tile.rows * c_stride(tile)
+
+
+@dataclass(frozen=True)
+class _Patches:
+    """How ``a`` lies: elements from row to row and from one depth of fragments to the next, and in all."""
+
+    stride: int
+    depth_stride: int
+    length: int
+
+    @classmethod
+    def of(cls, row: Intrinsic, tile: CudaTile) -> _Patches:
+        """Fragments must begin at 32 bytes: those of bytes lie one after the other, all rows of one depth together."""
+        pad, depth = _PAD[row.activation], tile.depth * FRAGMENT
+        if row.activation == "int8":
+            depth_stride = tile.rows * FRAGMENT + pad
+            return cls(FRAGMENT, depth_stride, tile.depth * depth_stride)
+        return cls(depth + pad, FRAGMENT, tile.rows * (depth + pad))
+
+
 class _TensorCore(BlockProgram):
     def __init__(self, problem: Problem, tile: CudaTile) -> None:
         super().__init__(problem, tile)
+        if self.steps % tile.depth:
+            raise ValueError(f"{tile.depth} fragments do not divide a reduction of {self.steps}")
         self.depth = tile.depth * FRAGMENT
-        # Fragments must begin at 32 bytes: those of bytes lie one after the other, with all rows of one depth together.
-        self.by_depth = self.row.activation == "int8"
-        pad = _PAD[self.row.activation]
-        self.stride = FRAGMENT if self.by_depth else self.depth + pad
-        self.depth_stride = tile.rows * FRAGMENT + pad if self.by_depth else FRAGMENT
-        self.a_length = tile.depth * self.depth_stride if self.by_depth else tile.rows * self.stride
+        self.patches = _Patches.of(self.row, tile)
 
     def multiply(self) -> None:
         """By fragments, each warp its own."""
-        self.a = shared(self.a_length, self.row.activation)
+        self.a = shared(self.patches.length, self.row.activation)
         weights = WeightStage(self)
         left = Operand(
-            *(self.a, "row_major", self.stride), lambda row, k: row * self.stride + k * self.depth_stride
+            *(self.a, "row_major", self.patches.stride),
+            lambda row, k: row * self.patches.stride + k * self.patches.depth_stride,
         )
         right = Operand(
             *(weights.b, "col_major", FRAGMENT),
@@ -69,13 +95,17 @@ class _TensorCore(BlockProgram):
             i, k = index // per_row, index % per_row * v
             at = self.patch(i, T.bind(step * self.depth + k))
             value, inside = self.x[at.pixel, span(at.channel, v)], all_of(at.conditions)
-            target = span(k // FRAGMENT * self.depth_stride + i * self.stride + k % FRAGMENT, v)
+            target = span(self._in_patches(i, k), v)
             if self.integer:
                 stored = self._codes(inside, value, v)
             else:
                 zero = T.broadcast(T.float32(0.0), v) if v > 1 else T.float32(0.0)
                 stored = T.cast(T.if_then_else(inside, value, zero), vector("float16", v))
             T.buffer_store(self.a, stored, [target])
+
+    def _in_patches(self, i: Expr, k: Expr) -> Expr:
+        lies = self.patches
+        return k // FRAGMENT * lies.depth_stride + i * lies.stride + k % FRAGMENT
 
     def _codes(self, inside: Expr, value: Expr, lanes: int) -> Expr:
         """uint8 ``value`` where it is ``inside`` and else the zero-point, less 128, as int8."""
