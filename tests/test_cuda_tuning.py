@@ -66,7 +66,8 @@ def test_tiles_of_a_space_compute_the_same() -> None:
         assert all(tile_from_json(tile_to_json(tile)) == tile for tile in space)
         assert len(np.unique(np.nan_to_num(features(spec, space), nan=-1), axis=0)) == len(space)
         largest = max(space, key=lambda tile: (tile.rows * tile.columns, tile.depth))
-        for tile in (space[len(space) // 3], space[-len(space) // 3], largest):
+        with_and_without = [next((t for t in space if t.ahead == ahead), space[1]) for ahead in (True, False)]
+        for tile in (*with_and_without, space[-len(space) // 3], largest):
             cases[f"{spec.precision} {tile}"] = gpu_case(spec, 1, tile=tile)
     for name, result in run_on_gpu(cases).items():
         np.testing.assert_array_equal(result, cases[name].expected, err_msg=name, strict=True)

@@ -175,6 +175,7 @@ def _cuda(spec: KernelSpec, tile: CudaTile) -> list[float]:
         tile.warp_rows,
         tile.warp_columns,
         tile.threads,
+        float(tile.ahead),
         fragments,
         (tile.fragments[0] + tile.fragments[1]) / max(1, fragments),
         (tile.rows + tile.columns) / (tile.rows * tile.columns),

@@ -21,14 +21,13 @@ from tvm_mpq.kernels.convolution import (
     packed_weight_shape,
 )
 from tvm_mpq.kernels.cuda.patches import Place, place
+from tvm_mpq.kernels.cuda.stages import Each
 from tvm_mpq.kernels.cuda.tile import CudaTile
 from tvm_mpq.kernels.emit import When
 from tvm_mpq.kernels.emitting import argument, program
 from tvm_mpq.kernels.intrinsic import Intrinsic
 from tvm_mpq.kernels.narrow_weights import stored_dtype
 from tvm_mpq.kernels.requantize import requantize
-
-_UNROLLED = 16
 
 
 @dataclass(frozen=True)
@@ -151,27 +150,6 @@ class BlockProgram(ABC):
 def c_stride(tile: CudaTile) -> int:
     """Elements from one row of a block's sums to the next: columns of fragments are in different banks."""
     return tile.columns + 4
-
-
-class Each:
-    """The numbers below ``count``, shared evenly by ``threads``."""
-
-    def __init__(self, count: int, threads: int, t: Expr) -> None:
-        self.count, self.threads, self.t = count, threads, t
-        turns = -(-count // threads)
-        # All turns' loads go ahead of their stores, each with registers of its own: more would not be left.
-        self.loop = T.unroll(0, turns) if turns <= _UNROLLED else T.serial(0, turns)
-
-    def __enter__(self) -> Expr:
-        turn = self.loop.__enter__()
-        index = turn * self.threads + self.t
-        self.guard = When([] if self.count % self.threads == 0 else [index < self.count])
-        self.guard.__enter__()
-        return T.bind(index)
-
-    def __exit__(self, *error: object) -> None:
-        self.guard.__exit__(*error)
-        self.loop.__exit__(*error)
 
 
 def shared(length: int, dtype: str) -> Buffer:

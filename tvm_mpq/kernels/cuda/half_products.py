@@ -2,7 +2,7 @@
 
 A thread block makes a tile of one pair's result:
 
-    for step in reduction / depth:
+    for step in reduction / depth:                    (see ``stages``)
         shared a[rows, depth·16], b[depth·16, columns] = parts of both, rounded to float16; zero past their ends
         acc += a · b                                  (wmma: float32 sums)
     shared c = acc;  out = c
@@ -12,11 +12,14 @@ Rows, columns and the reduction are padded to whole fragments in shared memory, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
 from tvm.tirx import Buffer, Expr, PrimFunc
 
-from tvm_mpq.kernels.cuda.block_program import Each, shared, span, vector
+from tvm_mpq.kernels.cuda.block_program import shared, span, vector
 from tvm_mpq.kernels.cuda.fragments import Operand, WarpProduct
+from tvm_mpq.kernels.cuda.stages import MOST_UNROLLED, Each, Stage, run_stages
 from tvm_mpq.kernels.cuda.tile import FRAGMENT, spread_tile
 from tvm_mpq.kernels.cuda.units import with_work
 from tvm_mpq.kernels.emit import When
@@ -69,17 +72,18 @@ class _HalfProducts:
     def _multiply(self, a: Buffer, b: Buffer, out: Buffer, row: Expr, column: Expr) -> None:
         """The tile of results that begins at ``row`` and ``column``."""
         tile, length = self.tile, self.length
-        a_stride, b_stride, c_stride = length + _PAD, tile.columns + _PAD, tile.columns + 4
-        a_part, b_part = shared(tile.rows * a_stride, "float16"), shared(length * b_stride, "float16")
+        block = tile.threads, self.t, self.pair
+        left = _Factor(a, (tile.rows, length), block, lambda step: (row, step * length))
+        right = _Factor(b, (length, tile.columns), block, lambda step: (step * length, column))
+        factors = (
+            Operand(left.part, "row_major", left.stride, lambda i, k: i * left.stride + k * FRAGMENT),
+            Operand(right.part, "row_major", right.stride, lambda j, k: k * FRAGMENT * right.stride + j),
+        )
+        c_stride = tile.columns + 4
         c = shared(tile.rows * c_stride, "float32")
-        left = Operand(a_part, "row_major", a_stride, lambda i, k: i * a_stride + k * FRAGMENT)
-        right = Operand(b_part, "row_major", b_stride, lambda j, k: k * FRAGMENT * b_stride + j)
         product = WarpProduct(tile, self.t, "float16", "float32")
-        with T.serial(0, self.steps) as step:
-            k = T.bind(step * length)
-            self._stage(a, (row, k), a_part, (tile.rows, length), a_stride)
-            self._stage(b, (k, column), b_part, (length, tile.columns), b_stride)
-            product.add(left, right)
+        ahead = left.turns + right.turns <= MOST_UNROLLED
+        run_stages([left, right], self.steps, ahead, lambda: product.add(*factors))
         product.store(c, c_stride)
         v = _vector(int(out.shape[2]))
         per_row = tile.columns // v
@@ -88,18 +92,36 @@ class _HalfProducts:
             with When([row + i < out.shape[1], column + j < out.shape[2]]):
                 T.buffer_store(out, c[span(i * c_stride + j, v)], [self.pair, row + i, span(column + j, v)])
 
-    def _stage(
-        self, source: Buffer, first: tuple[Expr, Expr], part: Buffer, extents: tuple[int, int], stride: int
+
+class _Factor(Stage):
+    """A part of the pair's factor ``source``, that begins at ``first`` of the step; zero past the factor's ends."""
+
+    def __init__(
+        self,
+        source: Buffer,
+        extents: tuple[int, int],
+        block: tuple[int, Expr, Expr],
+        first: Callable[[Expr], tuple[Expr, Expr]],
     ) -> None:
-        """A part of the pair's factor, that begins at ``first``; zero past the factor's ends."""
-        v = _vector(int(source.shape[2]))
-        per_row = extents[1] // v
-        zero = T.broadcast(T.float32(0.0), v) if v > 1 else T.float32(0.0)
-        with Each(extents[0] * per_row, self.tile.threads, self.t) as index:
-            i, j = index // per_row, index % per_row * v
-            inside = T.And(first[0] + i < source.shape[1], first[1] + j < source.shape[2])
-            value = T.if_then_else(inside, source[self.pair, first[0] + i, span(first[1] + j, v)], zero)
-            T.buffer_store(part, T.cast(value, vector("float16", v)), [span(i * stride + j, v)])
+        threads, thread, self.pair = block
+        self.source, self.first = source, first
+        self.v = _vector(int(source.shape[2]))
+        self.per_row, self.stride = extents[1] // self.v, extents[1] + _PAD
+        self.part = shared(extents[0] * self.stride, "float16")
+        super().__init__(extents[0] * self.per_row, threads, thread, [("float32", self.v)])
+
+    def load(self, part: Expr, step: Expr) -> list[Expr]:
+        """Neighbours of a row."""
+        row, column = self.first(step)
+        i, j = row + part // self.per_row, column + part % self.per_row * self.v
+        inside = T.And(i < self.source.shape[1], j < self.source.shape[2])
+        zero = T.broadcast(T.float32(0.0), self.v) if self.v > 1 else T.float32(0.0)
+        return [T.if_then_else(inside, self.source[self.pair, i, span(j, self.v)], zero)]
+
+    def store(self, part: Expr, values: list[Expr]) -> None:
+        """Rounded to half floats."""
+        at = part // self.per_row * self.stride + part % self.per_row * self.v
+        T.buffer_store(self.part, T.cast(values[0], vector("float16", self.v)), [span(at, self.v)])
 
 
 def _vector(length: int) -> int:

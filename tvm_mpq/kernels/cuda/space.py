@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tvm_mpq.kernels.convolution import packed_weight_shape
 from tvm_mpq.kernels.cuda.kernel import cuda_tile, cuda_unit
 from tvm_mpq.kernels.cuda.scalar_core import scalar_shared
-from tvm_mpq.kernels.cuda.tensor_core import tensor_shared
+from tvm_mpq.kernels.cuda.tensor_core import tensor_held, tensor_shared
 from tvm_mpq.kernels.cuda.tile import FRAGMENT, PART, WARP, CudaTile
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ _MOST_WARPS = 8
 _MOST_FRAGMENTS = 16
 """Sums of more fragments than these leave a thread no registers for anything else."""
 _MOST_DEPTH = 8
+_MOST_HELD = 64
 
 
 def cuda_space(spec: KernelSpec) -> list[CudaTile]:
@@ -37,10 +39,10 @@ def cuda_space(spec: KernelSpec) -> list[CudaTile]:
 def _matrix_tiles(spec: KernelSpec) -> Iterator[CudaTile]:
     steps = packed_weight_shape(spec.shape, spec.row)[2]
     depths = [d for d in range(1, _MOST_DEPTH + 1) if steps % d == 0]
-    for (rows, columns), depth, *warps in itertools.product(_extents(spec), depths, _WARPS, _WARPS):
-        tile = CudaTile(rows, columns, depth, *warps)
-        even = rows % (FRAGMENT * warps[0]) == 0 and columns % (FRAGMENT * warps[1]) == 0
-        if not even or warps[0] * warps[1] > _MOST_WARPS:
+    for (rows, columns), depth, down, across in itertools.product(_extents(spec), depths, _WARPS, _WARPS):
+        tile = CudaTile(rows, columns, depth, down, across)
+        even = rows % (FRAGMENT * down) == 0 and columns % (FRAGMENT * across) == 0
+        if not even or down * across > _MOST_WARPS:
             continue
         if (
             tile.fragments[0] * tile.fragments[1] > _MOST_FRAGMENTS
@@ -48,6 +50,8 @@ def _matrix_tiles(spec: KernelSpec) -> Iterator[CudaTile]:
         ):
             continue
         yield tile
+        if 0 < tensor_held(spec.shape, spec.row, tile) <= _MOST_HELD:
+            yield replace(tile, ahead=True)
 
 
 def _scalar_tiles(spec: KernelSpec) -> Iterator[CudaTile]:

@@ -3,7 +3,7 @@
 The input is unfolded to a matrix on the way (NHWC, see ``convolution``): a thread block makes a tile of it at a time in
 shared memory, beside the weights of its columns, and each warp multiplies fragments of both.
 
-    for step in reduction / depth:
+    for step in reduction / depth:                    (see ``stages``)
         shared a[rows, depth·16] = patches: x − 128 as int8, or x rounded to float16; the zero-point, or 0, in padding
         shared b[columns / 16, depth, 16 columns, 16] = weights, unpacked (see ``weight_stage``)
         acc += a · b                                  (wmma: int32, or float32, sums)
@@ -19,14 +19,17 @@ from dataclasses import dataclass
 from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
 from tvm.tirx import Expr, PrimFunc
 
+from tvm_mpq.kernels.convolution import ConvolutionShape, packed_weight_shape
 from tvm_mpq.kernels.cuda.block_program import BlockProgram, Problem, all_of, c_stride, shared, span, vector
 from tvm_mpq.kernels.cuda.fragments import AREA, Operand, WarpProduct
 from tvm_mpq.kernels.cuda.patches import vector_of
+from tvm_mpq.kernels.cuda.stages import MOST_UNROLLED, Stage, run_stages
 from tvm_mpq.kernels.cuda.tile import FRAGMENT, CudaTile
-from tvm_mpq.kernels.cuda.weight_stage import WeightStage
+from tvm_mpq.kernels.cuda.weight_stage import WeightParts, weight_stage
 from tvm_mpq.kernels.intrinsic import Intrinsic
 from tvm_mpq.kernels.neon import OFFSET
 
+_EACH = 0x01010101
 _PAD = {"int8": 32, "float16": 8}
 """Elements that keep what is written to ``a`` at a time from meeting in the same banks of shared memory."""
 
@@ -41,6 +44,32 @@ def tensor_shared(row: Intrinsic, tile: CudaTile) -> int:
     size = 1 if row.activation == "int8" else 2
     staged = _Patches.of(row, tile).length + tile.columns * tile.depth * FRAGMENT
     return size * staged + 4 * tile.rows * c_stride(tile)
+
+
+def tensor_held(shape: ConvolutionShape, row: Intrinsic, tile: CudaTile) -> int:
+    """How many registers of a thread hold what is loaded ahead; 0 where it can hold nothing.
+
+    That is where there is one step only, single bytes are moved, or loops over a thread's parts are not unrolled.
+    """
+    depth = tile.depth * FRAGMENT
+    v = _vector_of(shape, row)
+    integer = row.activation == "int8"
+    if packed_weight_shape(shape, row)[2] == tile.depth or (integer and v < 4):
+        return 0
+    weights = WeightParts.of(row)
+    parts = [
+        (tile.rows * depth // v, v // 4 if integer else v),
+        (tile.columns * tile.depth * weights.per_lane, weights.words + row.multiplied),
+    ]
+    turns = [(-(-count // tile.threads), each) for count, each in parts]
+    if max(count for count, _ in turns) > MOST_UNROLLED:
+        return 0
+    return sum(count * each for count, each in turns)
+
+
+def _vector_of(shape: ConvolutionShape, row: Intrinsic) -> int:
+    """Neighbours in memory that a thread moves at once: up to 16 bytes."""
+    return vector_of(shape, 16 if row.activation == "int8" else 4)
 
 
 @dataclass(frozen=True)
@@ -66,58 +95,68 @@ class _TensorCore(BlockProgram):
         super().__init__(problem, tile)
         if self.steps % tile.depth:
             raise ValueError(f"{tile.depth} fragments do not divide a reduction of {self.steps}")
-        self.depth = tile.depth * FRAGMENT
-        self.patches = _Patches.of(self.row, tile)
 
     def multiply(self) -> None:
         """By fragments, each warp its own."""
-        self.a = shared(self.patches.length, self.row.activation)
-        weights = WeightStage(self)
+        patches, weights = _PatchStage(self), weight_stage(self)
+        lies = patches.lies
         left = Operand(
-            *(self.a, "row_major", self.patches.stride),
-            lambda row, k: row * self.patches.stride + k * self.patches.depth_stride,
+            *(patches.a, "row_major", lies.stride), lambda row, k: row * lies.stride + k * lies.depth_stride
         )
         right = Operand(
             *(weights.b, "col_major", FRAGMENT),
             lambda column, k: (column // FRAGMENT * self.tile.depth + k) * AREA,
         )
         product = WarpProduct(self.tile, self.t, self.row.activation, self.row.accumulator)
-        with T.serial(0, self.steps // self.tile.depth) as step:
-            self._stage_patches(step)
-            weights.fill(step)
-            product.add(left, right)
+        steps = self.steps // self.tile.depth
+        run_stages([patches, weights], steps, self.tile.ahead, lambda: product.add(left, right))
         product.store(self.c, self.c_stride)
 
-    def _stage_patches(self, step: Expr) -> None:
-        v = vector_of(self.shape, 16 if self.integer else 4)
-        per_row = self.depth // v
-        with self.each(self.tile.rows * per_row) as index:
-            i, k = index // per_row, index % per_row * v
-            at = self.patch(i, T.bind(step * self.depth + k))
-            value, inside = self.x[at.pixel, span(at.channel, v)], all_of(at.conditions)
-            target = span(self._in_patches(i, k), v)
-            if self.integer:
-                stored = self._codes(inside, value, v)
-            else:
-                zero = T.broadcast(T.float32(0.0), v) if v > 1 else T.float32(0.0)
-                stored = T.cast(T.if_then_else(inside, value, zero), vector("float16", v))
-            T.buffer_store(self.a, stored, [target])
 
-    def _in_patches(self, i: Expr, k: Expr) -> Expr:
-        lies = self.patches
-        return k // FRAGMENT * lies.depth_stride + i * lies.stride + k % FRAGMENT
+class _PatchStage(Stage):
+    """``a``: patches of the input. A part are so many neighbours in memory as a thread can move at once."""
 
-    def _codes(self, inside: Expr, value: Expr, lanes: int) -> Expr:
-        """uint8 ``value`` where it is ``inside`` and else the zero-point, less 128, as int8."""
-        if lanes < 4:
-            fill = T.cast(self.grid[0], "uint8")
-            chosen = T.if_then_else(inside, value, fill if lanes == 1 else T.broadcast(fill, lanes))
-            flip = T.uint8(OFFSET) if lanes == 1 else T.broadcast(T.uint8(OFFSET), lanes)
-            return T.reinterpret(chosen ^ flip, dtype=vector("int8", lanes))
-        words = lanes // 4
-        fill = T.cast(self.grid[0], "uint32") * T.uint32(0x01010101)
-        flip = T.uint32(OFFSET * 0x01010101)
-        if words > 1:
-            fill, flip = T.broadcast(fill, words), T.broadcast(flip, words)
-        chosen = T.if_then_else(inside, T.reinterpret(value, dtype=vector("uint32", words)), fill)
-        return T.reinterpret(chosen ^ flip, dtype=f"int8x{lanes}")
+    def __init__(self, program: BlockProgram) -> None:
+        self.program, tile = program, program.tile
+        self.lies = _Patches.of(program.row, tile)
+        self.a = shared(self.lies.length, program.row.activation)
+        self.depth = tile.depth * FRAGMENT
+        self.v = _vector_of(program.shape, program.row)
+        self.words = self.v // 4 if program.integer else 0
+        held = ("float32", self.v) if not program.integer else ("uint32", self.words)
+        super().__init__(
+            *(tile.rows * self.depth // self.v, tile.threads, program.t),
+            [held if self.words or not program.integer else ("uint8", self.v)],
+        )
+
+    def load(self, part: Expr, step: Expr) -> list[Expr]:
+        """Elements of the input, as words where they are bytes, and what stands for those outside of it."""
+        program, (i, k) = self.program, self._place(part)
+        at = program.patch(i, T.bind(step * self.depth + k))
+        value, inside = program.x[at.pixel, span(at.channel, self.v)], all_of(at.conditions)
+        if not program.integer:
+            return [T.if_then_else(inside, value, _spread(T.float32(0.0), self.v))]
+        if not self.words:
+            return [T.if_then_else(inside, value, _spread(T.cast(program.grid[0], "uint8"), self.v))]
+        fill = _spread(T.cast(program.grid[0], "uint32") * T.uint32(_EACH), self.words)
+        return [T.if_then_else(inside, T.reinterpret(value, dtype=vector("uint32", self.words)), fill)]
+
+    def store(self, part: Expr, values: list[Expr]) -> None:
+        """Rounded to half floats, or less 128."""
+        i, k = self._place(part)
+        place = k // FRAGMENT * self.lies.depth_stride + i * self.lies.stride + k % FRAGMENT
+        if not self.program.integer:
+            value = T.cast(values[0], vector("float16", self.v))
+        else:
+            flip = T.uint32(OFFSET * _EACH) if self.words else T.uint8(OFFSET)
+            value = values[0] ^ _spread(flip, self.words or self.v)
+            value = T.reinterpret(value, dtype=vector("int8", self.v))
+        T.buffer_store(self.a, value, [span(place, self.v)])
+
+    def _place(self, part: Expr) -> tuple[Expr, Expr]:
+        per_row = self.depth // self.v
+        return part // per_row, part % per_row * self.v
+
+
+def _spread(value: Expr, lanes: int) -> Expr:
+    return T.broadcast(value, lanes) if lanes > 1 else value

@@ -1,12 +1,9 @@
-"""How a thread block of a tensor-core kernel is cut, and the default for a shape."""
+"""How a thread block of a tensor-core kernel is cut, and how large for how many results."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-
-from tvm_mpq.kernels.convolution import ConvolutionShape, packed_weight_shape
-from tvm_mpq.kernels.intrinsic import Intrinsic
+from dataclasses import dataclass
 
 FRAGMENT = 16
 """Rows, columns and depth of the matrices that one warp's multiplication takes."""
@@ -21,7 +18,8 @@ STEP = 16
 class CudaTile:
     """A thread block makes ``rows`` × ``columns`` results, ``depth`` fragments of the reduction at a time.
 
-    Its warps stand ``warp_rows`` × ``warp_columns``; each has an equal part of the results, in fragments.
+    Its warps stand ``warp_rows`` × ``warp_columns``; each has an equal part of the results, in fragments. ``ahead``:
+    what it multiplies next is loaded meanwhile (see ``stages``).
     """
 
     rows: int
@@ -29,6 +27,7 @@ class CudaTile:
     depth: int
     warp_rows: int
     warp_columns: int
+    ahead: bool = False
 
     @property
     def threads(self) -> int:
@@ -48,23 +47,6 @@ TENSOR_CORE = ("imma", "hmma")
 """Families of the table's rows that multiply fragments of bytes and of half floats."""
 _BLOCKS = 64
 """So many thread blocks keep small and large GPUs busy; fewer are made smaller while they can be."""
-_MOST_DEPTH = {"int8": 8, "float16": 4}
-
-
-def default_cuda_tile(shape: ConvolutionShape, row: Intrinsic) -> CudaTile:
-    """The largest tile of 128 to 16 rows and columns that still makes enough blocks, and wastes little of the edges."""
-    _, blocks, steps = packed_weight_shape(shape, row)[:3]
-    matrices = row.family in TENSOR_CORE
-    most = _MOST_DEPTH[row.activation] if matrices else 1
-    depth = max(d for d in range(1, most + 1) if steps % d == 0)
-    width = blocks * FRAGMENT
-    tile = spread_tile(
-        *(shape.rows, width if matrices else max(width, 2 * FRAGMENT), depth),
-        lambda rows, columns: shape.groups * -(-shape.rows // rows) * -(-width // columns),
-    )
-    if matrices:
-        return tile
-    return replace(tile, warp_rows=tile.rows * tile.columns // (PART * PART * WARP), warp_columns=1)
 
 
 def spread_tile(rows: int, columns: int, depth: int, count: Callable[[int, int], int]) -> CudaTile:
