@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -91,21 +92,26 @@ def _floats(values: np.ndarray, dtype: str) -> np.ndarray:
 
 def run_on_gpu(cases: Mapping[str, Case], target: str = "cuda-sm80") -> dict[str, np.ndarray]:
     """Every case's output, all kernels compiled as one module, every launch checked."""
+    return {name: run() for name, run in compiled(cases, target).items()}
+
+
+def compiled(cases: Mapping[str, Case], target: str = "cuda-sm80") -> dict[str, Callable[[], np.ndarray]]:
+    """For each case what runs its kernel, ``kernel0`` and so on in one module, and gives its output."""
     require_compiler()
     register()
     names = {name: f"kernel{place}" for place, name in enumerate(cases)}
     functions = {names[n]: case.function.with_attr("global_symbol", names[n]) for n, case in cases.items()}
     with emulated_device(Check.ALWAYS), tvm.transform.PassContext(opt_level=3, config=BUILD_CONFIG):
         library = tvm.compile(tvm.IRModule(functions), on_this_host(load_target(target)).tvm_target())
-    results = {}
-    for name, case in cases.items():
-        out = np.full(case.expected.shape, 77, case.expected.dtype)
-        tensors = [
-            tvm.runtime.tensor(np.ascontiguousarray(array), tvm.cuda()) for array in (*case.arguments, out)
-        ]
+
+    def run(name: str) -> np.ndarray:
+        expected = cases[name].expected
+        arrays = (*cases[name].arguments, np.full(expected.shape, 77, expected.dtype))
+        tensors = [tvm.runtime.tensor(np.ascontiguousarray(array), tvm.cuda()) for array in arrays]
         library[names[name]](*tensors)
-        results[name] = tensors[-1].numpy()
-    return results
+        return tensors[-1].numpy()
+
+    return {name: functools.partial(run, name) for name in cases}
 
 
 def machine_code(

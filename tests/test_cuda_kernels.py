@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-from cuda_cases import gpu_case, machine_code, run_on_gpu
+from cuda_cases import compiled, gpu_case, machine_code, run_on_gpu
 from emulated_cases import SPECS, Case
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_integer_kernels import shapes
 from tvm.script import tirx as T  # noqa: N812
 
-from tvm_mpq.cuda_check.emulator import KernelFault
+from tvm_mpq.cuda_check import device
+from tvm_mpq.cuda_check.emulator import Emulator, KernelFault
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
 from tvm_mpq.kernels.cuda.half_products import half_products
 from tvm_mpq.kernels.spec import KernelSpec
@@ -165,6 +168,33 @@ def test_one_row_of_halves_on_tensor_cores() -> None:
     shape = ConvolutionShape(1, 1, 1, 128, 40)
     spec = KernelSpec("matmul", shape, "float32", Output("float32"), "cuda", weight_dtype="float16")
     agree({"one row": gpu_case(spec, 0)})
+
+
+def test_without_any_one_of_its_barriers_a_kernel_that_loads_ahead_has_a_race(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before shared memory is written again, before it is multiplied, and before the sums are read."""
+    shape = ConvolutionShape(1, 6, 6, 32, 32, (3, 3), padding=(1, 1, 1, 1))
+    barriers = 3
+
+    def edited(source: str, *arguments: Any) -> Emulator:
+        bodies = re.split(r"(?=extern \"C\" __global__)", source)
+        for place in range(barriers):
+            (at,) = (i for i, body in enumerate(bodies) if f" kernel{place}_kernel(" in body and "{" in body)
+            pieces = bodies[at].split("__syncthreads();")
+            assert len(pieces) == barriers + 1
+            bodies[at] = "__syncthreads();".join(pieces[: place + 1]) + "__syncthreads();".join(
+                pieces[place + 1 :]
+            )
+        return Emulator("".join(bodies), *arguments)
+
+    monkeypatch.setattr(device, "Emulator", edited)
+    kernel = KernelSpec("conv2d", shape, "uint8", Output("uint8"), "cuda")
+    tile = replace(kernel.default_tile(), depth=1, ahead=True)
+    cases = {str(place): gpu_case(kernel, place, tile=tile) for place in range(barriers)}
+    for run in compiled(cases).values():
+        with pytest.raises(KernelFault, match=r"^kernel\d_kernel: (race|uninitialized): "):
+            run()
 
 
 def test_what_a_kernel_does_wrong_is_told_through_tvm() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, packed_weight_shape
 from tvm_mpq.kernels.cuda.tensor_core import tensor_held
-from tvm_mpq.kernels.cuda.tile import FRAGMENT, PART, TENSOR_CORE, WARP, CudaTile, spread_tile
+from tvm_mpq.kernels.cuda.tile import FRAGMENT, PART, STEP, TENSOR_CORE, WARP, CudaTile, spread_tile
 from tvm_mpq.kernels.intrinsic import Intrinsic
 
 _MOST_DEPTH = {"int8": 8, "float16": 4}
@@ -27,4 +27,5 @@ def default_cuda_tile(shape: ConvolutionShape, row: Intrinsic) -> CudaTile:
     )
     if matrices:
         return replace(tile, ahead=0 < tensor_held(shape, row, tile) <= _MOST_HELD)
-    return replace(tile, warp_rows=tile.rows * tile.columns // (PART * PART * WARP), warp_columns=1)
+    warps = tile.rows * tile.columns // (PART * PART * WARP)
+    return replace(tile, warp_rows=warps, warp_columns=1, ahead=steps > STEP)

@@ -11,7 +11,7 @@ from tvm_mpq.kernels.convolution import packed_weight_shape
 from tvm_mpq.kernels.cuda.kernel import cuda_tile, cuda_unit
 from tvm_mpq.kernels.cuda.scalar_core import scalar_shared
 from tvm_mpq.kernels.cuda.tensor_core import tensor_held, tensor_shared
-from tvm_mpq.kernels.cuda.tile import FRAGMENT, PART, WARP, CudaTile
+from tvm_mpq.kernels.cuda.tile import FRAGMENT, PART, STEP, WARP, CudaTile
 
 if TYPE_CHECKING:
     from tvm_mpq.kernels.spec import KernelSpec
@@ -58,8 +58,9 @@ def _scalar_tiles(spec: KernelSpec) -> Iterator[CudaTile]:
     for rows, columns in _extents(spec):
         warps, rest = divmod(rows * columns, PART * PART * WARP)
         tile = CudaTile(rows, columns, 1, warps, 1)
+        several = packed_weight_shape(spec.shape, spec.row)[2] > STEP
         if rest == 0 and 1 <= warps <= 2 * _MOST_WARPS and scalar_shared(tile) <= STATIC_SHARED:
-            yield tile
+            yield from (replace(tile, ahead=ahead) for ahead in (False, True)[: 1 + several])
 
 
 def _extents(spec: KernelSpec) -> list[tuple[int, int]]:
