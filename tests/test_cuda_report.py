@@ -195,7 +195,10 @@ def test_an_unknown_architecture() -> None:
 
 def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_code, "find_tool", lambda name: None)
-    with pytest.raises(MpqError, match=r"no cuobjdump found: .*pip install nvidia-cuda-cuobjdump"):
+    with pytest.raises(
+        MpqError,
+        match=r"no cuobjdump and no nvdisasm found: .*pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm",
+    ):
         kernel_codes(b"")
 
 
