@@ -20,7 +20,6 @@ from tvm_mpq.compiler import compile_model
 from tvm_mpq.cuda import nvcc
 from tvm_mpq.errors import MpqError
 from tvm_mpq.gpu import driver_device
-from tvm_mpq.linker import find_linker
 from tvm_mpq.runtime.metadata import NEVER_EXECUTED
 from tvm_mpq.runtime.package import Package
 from tvm_mpq.runtime.session import Session
@@ -154,8 +153,8 @@ def test_a_missing_host_compiler_is_named(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
     """A PATH of everything that there is but C and C++ compilers; nvcc itself is found beforehand."""
-    found, linker = nvcc.find_nvcc(), find_linker()
-    tools = {name: shutil.which(name) for name in ("sh", "cat", "rm", "dirname", Path(linker[0]).name)}
+    found = nvcc.find_nvcc()
+    tools = {name: shutil.which(name) for name in ("sh", "cat", "rm", "dirname")}
     for name, path in tools.items():
         (tmp_path / name).symlink_to(path)
     monkeypatch.setattr(nvcc, "find_tool", lambda name: found)

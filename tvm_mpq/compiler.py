@@ -13,6 +13,7 @@ from tvm import IRModule
 from tvm_mpq.build import build, constant_bytes
 from tvm_mpq.calibration import calibrate
 from tvm_mpq.cost.calls import kernel_calls
+from tvm_mpq.cuda.nvcc import working_nvcc
 from tvm_mpq.dataset import Dataset, Preprocess
 from tvm_mpq.errors import MpqError, MpqWarning
 from tvm_mpq.files import sha256
@@ -59,6 +60,8 @@ def compile_model(
     an MpqWarning. Raises MpqError for everything that a user can mend.
     """
     machine = target if isinstance(target, Target) else load_target(target)
+    if machine.gpu is not None:
+        working_nvcc()  # What is missing is said before the network is calibrated.
     tiles = tuned_tiles(machine, tuning_logs, threads)
     mod = import_onnx(model, input_shapes)
     names = [operator.name for operator in operators(mod)]

@@ -19,7 +19,7 @@ from typing import Any
 import tvm
 from tvm import IRModule
 
-from tvm_mpq.cuda.nvcc import find_nvcc
+from tvm_mpq.cuda.nvcc import working_nvcc
 from tvm_mpq.cuda.stand_in import stand_ins
 from tvm_mpq.errors import MpqError
 from tvm_mpq.target import architecture
@@ -44,7 +44,7 @@ def link_cuda(planned: IRModule, tvm_target: Mapping[str, Any], architectures: S
     Raises MpqError where the CUDA compiler or a linker for the target's processor is missing or fails.
     """
     host = architecture(str(tvm_target["host"]["mtriple"]))
-    job = Job(dict(tvm_target), tuple(architectures), host, find_nvcc())
+    job = Job(dict(tvm_target), tuple(architectures), host, working_nvcc())
     with tempfile.TemporaryDirectory(prefix="tvm-mpq-") as name:
         folder = Path(name)
         (folder / MODULE).write_text(tvm.ir.save_json(planned), encoding="utf-8")

@@ -52,6 +52,21 @@ def find_nvcc() -> str:
     return found
 
 
+def working_nvcc() -> str:
+    """The compiler's path; raises MpqError where there is none, or no C++ compiler for it, in a tenth of a second."""
+    found = find_nvcc()
+    with tempfile.TemporaryDirectory(prefix="tvm-mpq-") as folder:
+        Path(folder, _FILE).touch()
+        command = [found, "--dryrun", "--cubin", _FILE]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if _NO_HOST_COMPILER in done.stderr:
+        raise MpqError(
+            f"the CUDA compiler {found} needs a C++ compiler beside it and cannot run one "
+            f"({_complaint(done.stderr)}): install g++ (apt-get install g++)"
+        )
+    return found
+
+
 @dataclass(frozen=True)
 class Resources:
     """What the assembler says of a source's kernels, for all architectures: the most registers of a thread, bytes of
@@ -71,7 +86,14 @@ def best_code(source: str, architectures: Sequence[str], nvcc: str | None = None
     fewest bytes kept so is taken. Raises MpqError without a compiler, or a C++ compiler for it, and with its first
     complaint where it fails.
     """
-    command = [nvcc or find_nvcc(), "--fatbin", "-O3", "-std=c++17", "--threads=0", *_generate(architectures)]
+    command = [
+        nvcc or working_nvcc(),
+        "--fatbin",
+        "-O3",
+        "-std=c++17",
+        "--threads=0",
+        *_generate(architectures),
+    ]
     found: list[tuple[bytes, Resources]] = []
     for level in _REGISTER_LEVELS:
         found.append(_compiled([*command, "-Xptxas", f"-v,--register-usage-level={level}"], source))
@@ -93,11 +115,6 @@ def _compiled(command: Sequence[str], source: str) -> tuple[bytes, Resources]:
             check=False,
         )
         said = done.stdout + done.stderr
-        if _NO_HOST_COMPILER in said:
-            raise MpqError(
-                f"the CUDA compiler {command[0]} needs a C++ compiler beside it and cannot run one "
-                f"({_complaint(said)}): install g++ (apt-get install g++)"
-            )
         if done.returncode != 0:
             raise MpqError(f"the CUDA compiler {command[0]} failed: {_complaint(said)}")
         return Path(folder, "kernels.fatbin").read_bytes(), parse_resources(said)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from tvm_mpq.cpu import cpu_name
 from tvm_mpq.cuda.linking import linking_environment
-from tvm_mpq.cuda.nvcc import find_nvcc
+from tvm_mpq.cuda.nvcc import working_nvcc
 from tvm_mpq.kernels.spec import KernelSpec, Tile
 from tvm_mpq.runtime.threads import available_threads
 from tvm_mpq.target import Target
@@ -74,7 +74,7 @@ class Builds:
         self._folder = tempfile.TemporaryDirectory(prefix="tvm-mpq-tune-")
         environment: dict[str, str] = {}
         if target.gpu is not None:
-            self._how = ("build_cuda", target.tvm_dict(), target.gpu.architectures, find_nvcc())
+            self._how = ("build_cuda", target.tvm_dict(), target.gpu.architectures, working_nvcc())
             environment = linking_environment(Path(self._folder.name))
         self._builders = WorkerPool(available_threads(), environment)
         self._numbers = itertools.count()
