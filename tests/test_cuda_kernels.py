@@ -18,7 +18,7 @@ from tvm.script import tirx as T  # noqa: N812
 from tvm_mpq.cuda_check import device
 from tvm_mpq.cuda_check.emulator import Emulator, KernelFault
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
-from tvm_mpq.kernels.cuda.half_products import half_products
+from tvm_mpq.kernels.cuda.products import float_products, half_products
 from tvm_mpq.kernels.spec import KernelSpec
 
 EXAMPLES = settings(
@@ -149,14 +149,15 @@ def test_codes_become_halves_in_registers() -> None:
 @EXAMPLES
 @given(st.lists(st.tuples(*[st.integers(1, 70)] * 3), min_size=TOGETHER, max_size=TOGETHER), st.data())
 def test_products_of_two_activations(drawn: list[tuple[int, int, int]], data: st.DataObject) -> None:
-    """On tensor cores, of any extents: small integers, whose products and sums are exact."""
+    """On tensor cores and not, of any extents: small integers, whose products and sums are exact."""
     cases = {}
     for place, (rows, depth, columns) in enumerate(drawn):
         batch, rng = data.draw(st.integers(1, 3)), np.random.default_rng(place)
         # Past the pair's end is another pair: what is read too much would be seen.
         a, b = rng.integers(-9, 10, (batch, rows, depth)), rng.integers(-9, 10, (batch, depth, columns))
+        make = (half_products, float_products)[place % 2]
         cases[f"{place}: {batch} of {rows} {depth} {columns}"] = Case(
-            half_products(batch, rows, depth, columns),
+            make(batch, rows, depth, columns),
             (a.astype(np.float32), b.astype(np.float32)),
             (a @ b).astype(np.float32),
         )

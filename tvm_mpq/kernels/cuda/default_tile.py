@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, packed_weight_shape
+from tvm_mpq.kernels.cuda.squares import square_tile
 from tvm_mpq.kernels.cuda.tensor_core import tensor_held
-from tvm_mpq.kernels.cuda.tile import FRAGMENT, PART, STEP, TENSOR_CORE, WARP, CudaTile, spread_tile
+from tvm_mpq.kernels.cuda.tile import FRAGMENT, STEP, TENSOR_CORE, CudaTile, spread_tile
 from tvm_mpq.kernels.intrinsic import Intrinsic
 
 _MOST_DEPTH = {"int8": 8, "float16": 4}
@@ -27,5 +28,4 @@ def default_cuda_tile(shape: ConvolutionShape, row: Intrinsic) -> CudaTile:
     )
     if matrices:
         return replace(tile, ahead=0 < tensor_held(shape, row, tile) <= _MOST_HELD)
-    warps = tile.rows * tile.columns // (PART * PART * WARP)
-    return replace(tile, warp_rows=warps, warp_columns=1, ahead=steps > STEP)
+    return replace(square_tile(tile), ahead=steps > STEP)

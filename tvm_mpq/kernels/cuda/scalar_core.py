@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
-from tvm.tirx import Buffer, Expr, PrimFunc
+from tvm.tirx import Expr, PrimFunc
 
 from tvm_mpq.kernels.cuda.block_program import BlockProgram, Problem, all_of, c_stride, shared, span
 from tvm_mpq.kernels.cuda.patches import vector_of
+from tvm_mpq.kernels.cuda.squares import SquareProduct
 from tvm_mpq.kernels.cuda.stages import Stage, run_stages
 from tvm_mpq.kernels.cuda.tile import PART, STEP, CudaTile
 from tvm_mpq.kernels.narrow_weights import stored_dtype, widened
@@ -32,30 +33,15 @@ def scalar_shared(tile: CudaTile) -> int:
 class _ScalarCore(BlockProgram):
     def multiply(self) -> None:
         """A square of results each thread."""
-        tile = self.tile
-        # Rows of ``a`` are written down its columns: an odd number of vectors keeps those in different banks.
         patches, weights = _PatchStage(self), _WeightStage(self)
-        acc, left, right = (_registers(length) for length in (PART * PART, PART, PART))
-        across = tile.columns // PART
-        row, column = self.t // across * PART, self.t % across * PART
-        with T.unroll(0, PART * PART) as i:
-            T.buffer_store(acc, T.float32(0.0), [i])
-
-        def products() -> None:
-            with T.unroll(0, STEP) as k:
-                a = patches.a[span(k * patches.stride + row, PART)]
-                T.buffer_store(left, a, [T.ramp(0, 1, PART)])
-                b = weights.b[span(k * tile.columns + column, PART)]
-                T.buffer_store(right, b, [T.ramp(0, 1, PART)])
-                for i in range(PART):
-                    for j in range(PART):
-                        at = i * PART + j
-                        T.buffer_store(acc, acc[at] + left[i] * right[j], [at])
-
-        run_stages([patches, weights], -(-self.steps // STEP), tile.ahead, products)
-        for i in range(PART):
-            target = span((row + i) * self.c_stride + column, PART)
-            T.buffer_store(self.c, acc[span(T.int32(i * PART), PART)], [target])
+        product = SquareProduct(self.tile, self.t)
+        run_stages(
+            [patches, weights],
+            -(-self.steps // STEP),
+            self.tile.ahead,
+            lambda: product.add(patches.a, patches.stride, weights.b),
+        )
+        product.store(self.c, self.c_stride)
 
 
 class _PatchStage(Stage):
@@ -112,7 +98,3 @@ class _WeightStage(Stage):
     def store(self, part: Expr, values: list[Expr]) -> None:
         """Widened."""
         T.buffer_store(self.b, widened(values[0], self.program.row.weight), [part])
-
-
-def _registers(length: int) -> Buffer:
-    return T.alloc_buffer((length,), "float32", scope="local", layout=None)
