@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,13 @@ from tvm_mpq.cost.network import placeholder_ranges
 from tvm_mpq.cuda import nvcc
 from tvm_mpq.cuda.nvcc import Resources, parse_resources
 from tvm_mpq.cuda_check.machine_code import fatbins, kernel_codes
+from tvm_mpq.device import functions as device_functions
+from tvm_mpq.device.address import Address
+from tvm_mpq.device.connection import Place
+from tvm_mpq.device.machine import DeviceMachine
 from tvm_mpq.errors import MpqError
 from tvm_mpq.frontend import import_onnx
-from tvm_mpq.gpu import FoundGpu, driver_device
+from tvm_mpq.gpu import NVIDIA_GPU, DriverDevice, FoundGpu, driver_device
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
 from tvm_mpq.kernels.cuda.space import STATIC_SHARED
 from tvm_mpq.kernels.cuda.tensor_core import tensor_shared
@@ -32,17 +38,17 @@ from tvm_mpq.kernels.cuda.tile import CudaTile
 from tvm_mpq.kernels.spec import KernelSpec, Tile
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.precision import W8A8
-from tvm_mpq.target import load_target
+from tvm_mpq.runtime import machine
+from tvm_mpq.target import Target, load_target
 from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.pipeline import Pipeline
+from tvm_mpq.tuning import tune
 from tvm_mpq.tuning.building_cuda import why_unfit
 from tvm_mpq.tuning.features import features
 from tvm_mpq.tuning.log import TuningLog, log_folder
 from tvm_mpq.tuning.lookup import tuned_tiles
 from tvm_mpq.tuning.record import tile_from_json, tile_to_json
 from tvm_mpq.tuning.runner import Builds, Timing
-from tvm_mpq.tuning.tune import tune_model
-from tvm_mpq.tuning.tuner import Tuner
 from tvm_mpq.tuning.workloads import workloads
 
 _SHAPE = ConvolutionShape(1, 9, 11, 32, 40, (3, 3), padding=(1, 1, 1, 1))
@@ -141,38 +147,68 @@ def test_tiles_are_built_with_machine_code_of_the_gpu_that_measures(tmp_path: Pa
         assert code.shared == tensor_shared(_INTEGER.row, tile) <= STATIC_SHARED
 
 
-class _KnownGpu:
-    """Tiles of 16 rows are fastest there."""
+def _model(folder: Path) -> Path:
+    path = folder / "one.onnx"
+    shapes, weights = {"x": [1, 64, 28, 28]}, {"w": kernel(64, 64, 1, 1, 0)}
+    onnx.save(network([node("Conv", "x w", "y")], shapes, ["y"], weights), path)
+    return path
 
-    cpu = "NVIDIA Test"
+
+_ORIN = DriverDevice("NVIDIA Orin", (8, 7), 16, 1.3, 164, 4096, 204.8)
+
+
+class _KnownGpu:
+    """In place of the runner on a machine with a GPU: tiles of 16 rows are fastest there."""
+
+    def __init__(self, target: Target, threads: int, seed: int, cpu: str) -> None:
+        assert target.gpu is not None
+        assert (target.gpu.architectures, threads) == (("sm_80",), 1)
+        self.cpu = cpu
 
     def measure(self, jobs: Sequence[tuple[KernelSpec, Tile]], rounds: int) -> list[Timing]:
         return [Timing((1e-6 * tile.rows,) * rounds) for _, tile in jobs]
 
+    def __enter__(self) -> _KnownGpu:
+        return self
 
-def test_what_was_tuned_is_used(tmp_path: Path) -> None:
-    model, target = tmp_path / "one.onnx", load_target("jetson-orin")
-    onnx.save(
-        network([node("Conv", "x w", "y")], {"x": [1, 64, 28, 28]}, ["y"], {"w": kernel(64, 64, 1, 1, 0)}),
-        model,
-    )
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_what_was_tuned_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code of one architecture is measured, and records are the GPU's, whatever the processor's threads."""
+    monkeypatch.setattr(machine, "driver_device", lambda: _ORIN)
+    monkeypatch.setattr(machine, "gpu_features", lambda: frozenset([NVIDIA_GPU]))
+    monkeypatch.setattr(tune, "LocalRunner", _KnownGpu)
+    model, logs, target = _model(tmp_path), tmp_path / "logs", load_target("cuda-sm75")
+    command = ["tune", str(model), "--target", "cuda-sm75", "--no-baseline", "--trials", "40"]
+    assert cli.main([*command, "--tuning-logs", str(logs)]) == 0
+    folder = log_folder(logs, target)
+    assert folder.name == "sm_75-sm_80-sm_90"
+    assert [path.name for path in folder.iterdir()] == ["nvidia-orin.jsonl"]
+    records = TuningLog.read(folder).records
+    assert {(record.cpu, record.threads) for record in records} == {("NVIDIA Orin", 1)}
     mod = import_onnx(model)
     plan = PrecisionPlan.uniform(["y"], W8A8)
-    keys = workloads(mod, plan, target)
-    folder = log_folder(tmp_path / "logs", target)
-    assert folder.name == "sm_87"
-    result = Tuner(_KnownGpu(), folder, say=lambda _: None).tune({"w8a8": keys}, 40)
-    assert [kernel.tuned for kernel in result.kernels] == [True]
-    (key,) = keys
-    tiles = tuned_tiles(target, tmp_path / "logs", threads=2)
+    (key,) = workloads(mod, plan, target)
+    tiles = tuned_tiles(target, logs, threads=2)
     tile = tiles(key)
     assert isinstance(tile, CudaTile)
     assert tile.rows == 16 < key.default_tile().rows
-    assert {record.cpu for record in TuningLog.read(folder).records} == {"NVIDIA Test"}
     pipeline = Pipeline(plan, placeholder_ranges(mod), target.instruction, tiles=tiles)
     lowered = pipeline.lower(pipeline.annotate(mod))
     functions = [f for _, f in lowered.functions_items() if attr.text(f, attr.TILE)]
     assert [attr.text(f, attr.TILE) for f in functions] == ["tuned"]
+
+
+def test_a_device_tells_of_its_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_functions, "_folder", lambda: tmp_path)
+    for found, seen in ((None, None), (_ORIN, FoundGpu("NVIDIA Orin", (8, 7)))):
+        monkeypatch.setattr(device_functions, "driver_device", lambda found=found: found)
+        device = DeviceMachine(Place(Address("nowhere", 1), ""))
+        about = json.loads(json.dumps(device_functions.Functions().describe()))
+        monkeypatch.setattr(device, "_connection", SimpleNamespace(about=about))
+        assert device.gpu == seen
 
 
 def test_what_a_gpu_runs_of_some_code() -> None:
@@ -204,11 +240,8 @@ def test_without_a_gpu_one_line_says_so(tmp_path: Path, capfd: pytest.CaptureFix
 @pytest.mark.skipif(driver_device() is None, reason="no NVIDIA GPU: kernels were never tuned on one")
 @_NEEDS_NVCC
 def test_tuning_on_a_gpu(tmp_path: Path) -> None:
-    model = tmp_path / "one.onnx"
-    onnx.save(
-        network([node("Conv", "x w", "y")], {"x": [1, 64, 28, 28]}, ["y"], {"w": kernel(64, 64, 1, 1, 0)}),
-        model,
+    result = tune.tune_model(
+        _model(tmp_path), logs=tmp_path / "logs", target="host-cuda", trials=16, baseline=False
     )
-    result = tune_model(model, logs=tmp_path / "logs", target="host-cuda", trials=16, baseline=False)
     assert [kernel.tuned for kernel in result.kernels] == [True]
     assert result.kernels[0].seconds > 0
