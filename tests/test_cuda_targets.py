@@ -9,6 +9,7 @@ import pytest
 from small_networks import attention, mixed, prepared
 
 from tvm_mpq.build import build_passes
+from tvm_mpq.cost.measure import measure_costs
 from tvm_mpq.cost.modelled import gpu_peaks, model_costs, peaks_of
 from tvm_mpq.cost.notes import latency_notes
 from tvm_mpq.cost.runs import lower
@@ -212,6 +213,11 @@ def test_a_model_says_why() -> None:
         "1 operators are not in their fastest precision, for the loss or a limit: first.",
     )
     assert latency_notes(dataclasses.replace(table, kind="measured"), plan) == ()
+
+
+def test_costs_of_a_gpu_are_modelled_only() -> None:
+    with pytest.raises(MpqError, match="kernels on a GPU are not timed one by one; use --modelled"):
+        measure_costs(prepared(mixed).mod, load_target("jetson-orin"), [Precision.parse("w8a8")])
 
 
 def test_the_whole_network_is_modelled() -> None:
