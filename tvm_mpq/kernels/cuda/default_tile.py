@@ -27,5 +27,7 @@ def default_cuda_tile(shape: ConvolutionShape, row: Intrinsic) -> CudaTile:
         lambda rows, columns: shape.groups * -(-shape.rows // rows) * -(-width // columns),
     )
     if matrices:
-        return replace(tile, ahead=0 < tensor_held(shape, row, tile) <= _MOST_HELD)
+        # Unpacking to bytes takes registers too: of some kernels that did both the assembler kept two in memory.
+        unpacks = row.nibbles and row.activation == "int8"
+        return replace(tile, ahead=not unpacks and 0 < tensor_held(shape, row, tile) <= _MOST_HELD)
     return replace(square_tile(tile), ahead=steps > STEP)
