@@ -140,6 +140,17 @@ def branches() -> onnx.ModelProto:
     return network(nodes, {"x": [1, 3, 8, 8]}, ["y", "logits"], constants)
 
 
+def attention() -> onnx.ModelProto:
+    """Scores of [2, 3, 11, 15] with itself, their softmax, and its application."""
+    nodes = [
+        node("Transpose", "x", "t", perm=[0, 1, 3, 2]),
+        node("MatMul", "x t", "scores"),
+        node("Softmax", "scores", "shares", axis=-1),
+        node("MatMul", "shares x", "y"),
+    ]
+    return network(nodes, {"x": [2, 3, 11, 15]}, ["y"])
+
+
 def curves() -> onnx.ModelProto:
     """Images [2, 3, 9, 7] through functions of each element: hard-swish and gelu spelled out, silu, a shifted clip."""
     nodes = [

@@ -5,6 +5,7 @@ NVIDIA's compiler is needed: on PATH, or from the extra ``cuda``.
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -148,11 +149,31 @@ def test_a_missing_compiler_is_named(model: Path, data: Path, tmp_path: Path, mo
 
 
 @_NEEDS_NVCC
+def test_a_missing_host_compiler_is_named(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    """A PATH of everything that there is but C and C++ compilers; nvcc itself is found beforehand."""
+    found = nvcc.find_nvcc()
+    tools = {name: shutil.which(name) for name in ("sh", "cat", "rm", "dirname")}
+    for name, path in tools.items():
+        (tmp_path / name).symlink_to(path)
+    monkeypatch.setattr(nvcc, "find_tool", lambda name: found)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    arguments = ["compile", str(model), "--target", "cuda-sm80", "--calibration", str(data), "--no-baseline"]
+    assert cli.main([*arguments, "--output", str(tmp_path / "p.tar")]) == 2
+    error = capfd.readouterr().err
+    assert "needs a C++ compiler beside it" in error
+    assert "install g++" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "p.tar").exists()
+
+
+@_NEEDS_NVCC
 def test_what_the_compiler_complains_about_is_one_line() -> None:
     with pytest.raises(MpqError, match=r"the CUDA compiler .* failed: .*undefined"):
-        nvcc.fatbin('extern "C" __global__ void f(float *x) { *x = nowhere; }', ["sm_80"])
+        nvcc.best_code('extern "C" __global__ void f(float *x) { *x = nowhere; }', ["sm_80"])[0]
     with pytest.raises(MpqError, match=r"the CUDA compiler .* failed"):
-        nvcc.fatbin("", ["sm_20"])
+        nvcc.best_code("", ["sm_20"])[0]
 
 
 @_NEEDS_NVCC
@@ -163,23 +184,22 @@ def test_of_several_levels_the_code_with_the_fewest_spills_is_taken(monkeypatch:
     stores = "".join(f"x[{i}] = {name};" for i, name in enumerate(reversed(names)))
     body = f"{{ {loads} __syncthreads(); {stores} }}"
     source = f'extern "C" __global__ void __launch_bounds__(1024) f(float *x, int n) {body}'
-    tried: list[tuple[bytes, int]] = []
+    tried: list[tuple[bytes, nvcc.Resources]] = []
     compiled = nvcc._compiled
 
-    def watched(command: Sequence[str], text: str) -> tuple[bytes, int]:
-        code, spilled = compiled(command, text)
-        tried.append((code, spilled))
-        return code, spilled
+    def watched(command: Sequence[str], text: str) -> tuple[bytes, nvcc.Resources]:
+        tried.append(compiled(command, text))
+        return tried[-1]
 
     monkeypatch.setattr(nvcc, "_compiled", watched)
-    taken = nvcc.fatbin(source, ["sm_80"])
+    taken = nvcc.best_code(source, ["sm_80"])[0]
     assert len(tried) == 3
-    fewest = min(spilled for _, spilled in tried)
+    fewest = min(resources.spilled for _, resources in tried)
     assert fewest > 0
-    assert (taken, fewest) in tried
+    assert taken in [code for code, resources in tried if resources.spilled == fewest]
     tried.clear()
-    assert nvcc.fatbin('extern "C" __global__ void f(float *x) { x[0] = 1; }', ["sm_80"])
-    assert [spilled for _, spilled in tried] == [0]
+    assert nvcc.best_code('extern "C" __global__ void f(float *x) { x[0] = 1; }', ["sm_80"])[0]
+    assert [resources.spilled for _, resources in tried] == [0]
 
 
 def test_tools_are_found_in_packages(tmp_path: Path, monkeypatch) -> None:

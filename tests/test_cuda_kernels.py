@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-from cuda_cases import gpu_case, run_on_gpu
+from cuda_cases import compiled, gpu_case, machine_code, run_on_gpu
 from emulated_cases import SPECS, Case
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_integer_kernels import shapes
 from tvm.script import tirx as T  # noqa: N812
 
-from tvm_mpq.cuda_check.emulator import KernelFault
+from tvm_mpq.cuda_check import device
+from tvm_mpq.cuda_check.emulator import Emulator, KernelFault
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
+from tvm_mpq.kernels.cuda.products import float_products, half_products
 from tvm_mpq.kernels.spec import KernelSpec
 
 EXAMPLES = settings(
@@ -97,11 +101,101 @@ def test_floats(drawn: list[ConvolutionShape]) -> None:
     agree(cases)
 
 
+@EXAMPLES
+@given(st.lists(shapes(), min_size=TOGETHER, max_size=TOGETHER), st.data())
+def test_codes_by_halves(drawn: list[ConvolutionShape], data: st.DataObject) -> None:
+    """Codes of each width, in groups that kernels multiply and that they get multiplied, by half floats."""
+    cases = {}
+    for place, shape in enumerate(drawn):
+        bits = (8, 4, 3, 6, 4, 2, 5, 7)[place]
+        group = data.draw(st.sampled_from([0, 8, 16, 32])) if bits < 8 else 0
+        spec = KernelSpec(
+            *("conv2d", shape, "float32", Output("float32"), "cuda", bits, group),
+            weight_dtype="int8",
+            halves=True,
+        )
+        assert spec.row.name == "hmma"
+        cases[f"{place}: {spec.name}"] = gpu_case(spec, place)
+    agree(cases)
+
+
+def test_codes_become_halves_in_registers() -> None:
+    """Two subtracted by one instruction, loaded packed and with nothing converted, for tensor cores.
+
+    Products of activations are on tensor cores too.
+    """
+    shape = ConvolutionShape(1, 14, 14, 64, 64, (3, 3), padding=(1, 1, 1, 1))
+    specs = {
+        f"w{bits}g{group}": KernelSpec(
+            *("conv2d", shape, "float32", Output("float32"), "cuda", bits, group),
+            weight_dtype="int8",
+            halves=True,
+        ).schedule()
+        for bits, group in ((8, 0), (4, 32))
+    }
+    kernels = {**specs, "products": half_products(12, 128, 64, 128)}
+    for name, codes in machine_code(kernels, ["sm_80"]).items():
+        assert len(codes) == 1
+        for code in codes:
+            kinds = code.instructions
+            assert kinds["HMMA"] > 0, name
+            assert code.spills == 0
+            if name == "products":
+                continue
+            assert kinds["HADD2"] > 0, name
+            assert ("I2F" in kinds) == (name == "w4g32"), "only a group's factor is converted"
+
+
+@EXAMPLES
+@given(st.lists(st.tuples(*[st.integers(1, 70)] * 3), min_size=TOGETHER, max_size=TOGETHER), st.data())
+def test_products_of_two_activations(drawn: list[tuple[int, int, int]], data: st.DataObject) -> None:
+    """On tensor cores and not, of any extents: small integers, whose products and sums are exact."""
+    cases = {}
+    for place, (rows, depth, columns) in enumerate(drawn):
+        batch, rng = data.draw(st.integers(1, 3)), np.random.default_rng(place)
+        # Past the pair's end is another pair: what is read too much would be seen.
+        a, b = rng.integers(-9, 10, (batch, rows, depth)), rng.integers(-9, 10, (batch, depth, columns))
+        make = (half_products, float_products)[place % 2]
+        cases[f"{place}: {batch} of {rows} {depth} {columns}"] = Case(
+            make(batch, rows, depth, columns),
+            (a.astype(np.float32), b.astype(np.float32)),
+            (a @ b).astype(np.float32),
+        )
+    agree(cases)
+
+
 def test_one_row_of_halves_on_tensor_cores() -> None:
     """Rows of the fragment that are no rows of the input are staged as zeros, which the check has to see."""
     shape = ConvolutionShape(1, 1, 1, 128, 40)
     spec = KernelSpec("matmul", shape, "float32", Output("float32"), "cuda", weight_dtype="float16")
     agree({"one row": gpu_case(spec, 0)})
+
+
+def test_without_any_one_of_its_barriers_a_kernel_that_loads_ahead_has_a_race(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before shared memory is written again, before it is multiplied, and before the sums are read."""
+    shape = ConvolutionShape(1, 6, 6, 32, 32, (3, 3), padding=(1, 1, 1, 1))
+    barriers = 3
+
+    def edited(source: str, *arguments: Any) -> Emulator:
+        bodies = re.split(r"(?=extern \"C\" __global__)", source)
+        for place in range(barriers):
+            (at,) = (i for i, body in enumerate(bodies) if f" kernel{place}_kernel(" in body and "{" in body)
+            pieces = bodies[at].split("__syncthreads();")
+            assert len(pieces) == barriers + 1
+            bodies[at] = "__syncthreads();".join(pieces[: place + 1]) + "__syncthreads();".join(
+                pieces[place + 1 :]
+            )
+        return Emulator("".join(bodies), *arguments)
+
+    monkeypatch.setattr(device, "Emulator", edited)
+    kernel = KernelSpec("conv2d", shape, "uint8", Output("uint8"), "cuda")
+    tile = replace(kernel.default_tile(), depth=1, ahead=True)
+    cases = {str(place): gpu_case(kernel, place, tile=tile) for place in range(barriers)}
+    for run in compiled(cases).values():
+        with pytest.raises(KernelFault, match=r"^kernel\d_kernel: (race|uninitialized): "):
+            run()
 
 
 def test_what_a_kernel_does_wrong_is_told_through_tvm() -> None:

@@ -195,7 +195,10 @@ def test_an_unknown_architecture() -> None:
 
 def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_code, "find_tool", lambda name: None)
-    with pytest.raises(MpqError, match=r"no cuobjdump found: .*pip install nvidia-cuda-cuobjdump"):
+    with pytest.raises(
+        MpqError,
+        match=r"no cuobjdump and no nvdisasm found: .*pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm",
+    ):
         kernel_codes(b"")
 
 
@@ -218,7 +221,7 @@ def test_kernels_that_nvidias_compiler_made(tmp_path: Path, capsys: pytest.Captu
     require_tools()
     architectures = ("sm_80", "sm_90")
     products = list(PRODUCTS)[:3]
-    binary = nvcc.fatbin(source(products), architectures)
+    binary = nvcc.best_code(source(products), architectures)[0]
     library = tmp_path / "library.so"
     library.write_bytes(b"\x7fELF" + bytes(99) + binary + bytes(7) + binary[:40])
     assert fatbins(library.read_bytes()) == [binary]

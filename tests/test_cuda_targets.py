@@ -6,10 +6,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from small_networks import mixed, prepared
+from small_networks import attention, mixed, prepared
 
-from tvm_mpq import cli
 from tvm_mpq.build import build_passes
+from tvm_mpq.cost.measure import measure_costs
 from tvm_mpq.cost.modelled import gpu_peaks, model_costs, peaks_of
 from tvm_mpq.cost.notes import latency_notes
 from tvm_mpq.cost.runs import lower
@@ -25,6 +25,8 @@ from tvm_mpq.kernels.spec import ATTRIBUTE, KernelSpec
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.precision import FP32, Precision
 from tvm_mpq.target import load_target, parse_target, target_names
+from tvm_mpq.transform import attributes as attr
+from tvm_mpq.transform.pipeline import Pipeline
 from tvm_mpq.transform.weight_layout import weight_layout
 
 GPUS = ("jetson-orin", "jetson-nano-orin", "cuda-sm75", "cuda-sm80", "cuda-sm90")
@@ -85,7 +87,7 @@ def test_a_processor_has_no_gpu_table() -> None:
         parse_target(text, "mine.toml")
 
 
-@pytest.mark.parametrize("precision", ["w8a8", "fp16", "fp32"])
+@pytest.mark.parametrize("precision", ["w8a8", "fp16", "w4a16", "fp32"])
 def test_what_multiplies(precision: str) -> None:
     """Every multiply-accumulate in 8 bits is on tensor cores or dp4a, those of half floats on tensor cores."""
     network, target = prepared(mixed), load_target("cuda-sm80")
@@ -95,7 +97,7 @@ def test_what_multiplies(precision: str) -> None:
     assert total == sum(call.macs for call in calls if call.step) > 0
     if precision == "fp32":
         assert counts["plain"] == total
-    elif precision == "fp16":
+    elif precision in ("fp16", "w4a16"):
         depthwise = sum(call.macs for call in calls if call.step == "ffma")
         assert counts["tensor core"] == total - depthwise
         assert {call.kernel.split("_")[0] for call in calls if call.step == "ffma"} == {"depthwise"}
@@ -104,6 +106,23 @@ def test_what_multiplies(precision: str) -> None:
         plain = [call for call in calls if call.step == "imad"]
         assert {call.kernel.split("_")[0] for call in plain} <= {"depthwise"}
         assert counts["tensor core"] > 0
+
+
+@pytest.mark.parametrize(
+    ("precision", "gpu", "executed"),
+    [("fp16", True, "fp16"), ("w4g32a16", True, "fp16"), ("w8a8", True, "fp32"), ("fp16", False, "fp32")],
+)
+def test_products_of_two_activations(precision: str, gpu: bool, executed: str) -> None:
+    """Half floats where they are asked for and there are tensor cores; their multiply-accumulates count."""
+    network, target = prepared(attention), load_target("cuda-sm80" if gpu else "haswell")
+    found = lower(network.mod, network.plan(precision), target)
+    annotated = Pipeline(network.plan(precision), network.ranges, target.instruction).annotate(network.mod)
+    functions = [f for _, f, _ in attr.calls(annotated)]
+    kinds = {attr.text(f, attr.KIND): attr.text(f, attr.PRECISION) for f in functions}
+    assert kinds["batch_matmul"] == executed
+    if gpu:
+        unit = "tensor core" if executed == "fp16" else "plain"
+        assert macs_by_unit(found.calls)[unit] == 2 * 2 * 3 * 11 * 11 * 15
 
 
 def test_padding_counts_as_work_of_the_kernel_and_not_of_the_operator() -> None:
@@ -196,16 +215,13 @@ def test_a_model_says_why() -> None:
     assert latency_notes(dataclasses.replace(table, kind="measured"), plan) == ()
 
 
+def test_costs_of_a_gpu_are_modelled_only() -> None:
+    with pytest.raises(MpqError, match="kernels on a GPU are not timed one by one; use --modelled"):
+        measure_costs(prepared(mixed).mod, load_target("jetson-orin"), [Precision.parse("w8a8")])
+
+
 def test_the_whole_network_is_modelled() -> None:
     network = prepared(mixed)
     table = model_costs(network.mod, load_target("jetson-orin"), [Precision.parse("w8a8")])
     assert table.kind == "modelled"
     assert table.predict(network.plan("w8a8")) > 3e-6 * sum(o.kind == "conv2d" for o in table.operators)
-
-
-def test_gpus_are_not_tuned(tmp_path, capfd) -> None:
-    arguments = ["tune", "no.onnx", "--target", "cuda-sm80", "--tuning-logs", str(tmp_path)]
-    assert cli.main(arguments) == 2
-    error = capfd.readouterr().err
-    assert "not tuned" in error
-    assert error.count("\n") == 1

@@ -428,14 +428,6 @@ def test_plans_must_name_the_networks_operators() -> None:
         AnnotatePrecision(PrecisionPlan({**network.plan().operators, "stemm": W8A8}))(network.mod)
 
 
-@pytest.mark.parametrize("precision", ["w4g32a16", "w8a16"])
-def test_precisions_without_kernels_are_said_to_run_in_fp32(precision: str) -> None:
-    network = prepared(branches)
-    found = records(AnnotatePrecision(network.plan(others={"project": precision}))(network.mod))
-    assert (found["project"]["asked"], found["project"]["precision"]) == (precision, "fp32")
-    assert precision in found["project"]["reason"]
-
-
 def test_a_tensor_never_seen_to_leave_zero_keeps_its_activations_bound() -> None:
     nodes = [
         node("Conv", "x w", "c", pads=[1, 1, 1, 1]),

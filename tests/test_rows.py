@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_runner import TARGETS, require, run
 from onnx import helper
-from small_networks import node, prepare
+from small_networks import attention, node, prepare
 
 from tvm_mpq.kernels.batched_matmul import batched_matmul
 from tvm_mpq.kernels.rows import layer_norm, softmax
@@ -135,13 +135,7 @@ def test_softmax_along_any_axis(shape: list[int], axis: int) -> None:
 
 def test_attention() -> None:
     """Scores, softmax and their application, with heads that fill no vector."""
-    nodes = [
-        node("Transpose", "x", "t", perm=[0, 1, 3, 2]),
-        node("MatMul", "x t", "scores"),
-        node("Softmax", "scores", "shares", axis=-1),
-        node("MatMul", "shares x", "y"),
-    ]
-    model = network(nodes, {"x": [2, 3, 11, 15]}, ["y"])
+    model = attention()
     assert kinds(assert_agrees(model)) == ["permute_dims", "batch_matmul", "softmax", "batch_matmul"]
     assert_float_kernels_agree(model)
 

@@ -12,6 +12,7 @@ from tvm import IRModule
 
 from tvm_mpq.build import build, constant_bytes
 from tvm_mpq.cost.calls import kernel_calls
+from tvm_mpq.cuda.nvcc import working_nvcc
 from tvm_mpq.dataset import Dataset, Preprocess
 from tvm_mpq.errors import MpqError, MpqWarning
 from tvm_mpq.files import sha256
@@ -26,9 +27,7 @@ from tvm_mpq.search.candidates import Rounding
 from tvm_mpq.target import Target, load_target
 from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.assign_grids import TensorRanges
-from tvm_mpq.transform.equalize_channels import equalize_channels
 from tvm_mpq.transform.pipeline import Pipeline
-from tvm_mpq.transform.scale_operators import scale_operators
 from tvm_mpq.tuning.lookup import TunedTiles, tuned_tiles
 
 
@@ -68,6 +67,8 @@ def compile_model(
     an MpqWarning. Raises MpqError for everything that a user can mend.
     """
     machine = target if isinstance(target, Target) else load_target(target)
+    if machine.gpu is not None:
+        working_nvcc()  # What is missing is said before the network is calibrated.
     tiles = tuned_tiles(machine, tuning_logs, threads)
     mod = import_onnx(model, input_shapes)
     names = [operator.name for operator in operators(mod)]
@@ -78,8 +79,7 @@ def compile_model(
     information, digest = None, None
     digest_of_model = sha256(Path(model).read_bytes())
     if weights is not None:
-        if weights.model_sha256 != digest_of_model:
-            raise MpqError(f"the plan's weights are of another network than {model}: search again")
+        weights.check_model(Path(model))
     elif equalize or rounding is not None or any(p.integer_activations for p in chosen.operators.values()):
         dataset = _calibration_set(mod, calibration, preprocess or Preprocess()).take(samples)
         grids = GridOptions(observer, equalize, rounding, loss, probabilities)
@@ -127,9 +127,7 @@ class _Job:
         mod, ranges, rounded, biases = self.mod, TensorRanges({}, {}), None, None
         if weights is not None:
             ranges = weights.ranges
-            mod = equalize_channels(scale_operators(mod, weights.scales), weights.factors)
-            rounded = weights.fitting(plan)
-            biases = {name: change for name, change in weights.biases.items() if name in rounded}
+            mod, rounded, biases = weights.applied(mod, plan)
         pipeline = Pipeline(
             plan,
             ranges,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -64,11 +65,35 @@ def parse_gpu(raw: Any, source: str) -> Gpu:
 
 
 @dataclass(frozen=True)
-class DriverDevice:
-    """The first GPU as the driver describes it."""
+class FoundGpu:
+    """A GPU that a machine has: its name and compute capability, 8.7 as (8, 7)."""
 
     name: str
     capability: tuple[int, int]
+
+    def code(self, architectures: Sequence[str]) -> str:
+        """Of code for ``architectures`` what this GPU runs, or translates; raises MpqError where that is none."""
+        numbers = sorted((int(name.removeprefix("sm_")), name) for name in architectures)
+        own = [name for number, name in numbers if self._runs(number)]
+        if own:
+            return own[-1]
+        major, minor = self.capability
+        if numbers[-1][0] > 10 * major + minor:
+            raise MpqError(
+                f"the GPU {self.name} has compute capability {major}.{minor}, and runs no code for "
+                f"{', '.join(architectures)}"
+            )
+        return numbers[-1][1]
+
+    def _runs(self, number: int) -> bool:
+        major, minor = divmod(number, 10)
+        return major == self.capability[0] and minor <= self.capability[1]
+
+
+@dataclass(frozen=True)
+class DriverDevice(FoundGpu):
+    """The first GPU as the driver describes it."""
+
     multiprocessors: int
     clock_ghz: float
     shared_kb: float

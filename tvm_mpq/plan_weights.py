@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tvm import IRModule
 
 from tvm_mpq.errors import MpqError, MpqWarning
 from tvm_mpq.files import sha256, write_beside
@@ -22,6 +23,8 @@ from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.quantization.weights import QuantizedWeights
 from tvm_mpq.quantization.weights_file import UNREADABLE, pack_weights, read_npz, unpack_weights, write_npz
 from tvm_mpq.transform.assign_grids import TensorRanges
+from tvm_mpq.transform.equalize_channels import equalize_channels
+from tvm_mpq.transform.scale_operators import scale_operators
 
 SCHEMA_VERSION = 2
 
@@ -44,6 +47,19 @@ class PlanWeights:
     scales: Mapping[str, float] = field(default_factory=dict)
     factors: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def check_model(self, model: Path) -> None:
+        """Raises MpqError unless ``model`` is the network that these weights were chosen for."""
+        if self.model_sha256 != sha256(model.read_bytes()):
+            raise MpqError(f"the plan's weights are of another network than {model}: search again")
+
+    def applied(
+        self, mod: IRModule, plan: PrecisionPlan
+    ) -> tuple[IRModule, dict[str, QuantizedWeights], dict[str, npt.NDArray[np.float32]]]:
+        """The canonical module scaled and equalized, and the weights and biases that ``plan`` has a use for."""
+        rounded = self.fitting(plan)
+        biases = {name: change for name, change in self.biases.items() if name in rounded}
+        return equalize_channels(scale_operators(mod, self.scales), self.factors), rounded, biases
 
     def fitting(self, plan: PrecisionPlan) -> dict[str, QuantizedWeights]:
         """The weights that have the bits and groups of ``plan``; an MpqWarning names operators edited since."""

@@ -2,7 +2,8 @@
 
 A name says weights, granularity and activations: ``w8a8`` is 8-bit weights with one scale an output
 channel and 8-bit activations; ``w4g32a32`` is 4-bit weights in groups of 32 along the reduction with
-float32 activations. ``fp32``, ``fp16`` and ``bf16`` keep both in a float.
+float32 activations, ``w4g32a16`` the same with activations rounded to half floats where they meet the weights (on
+processors they stay float32). ``fp32``, ``fp16`` and ``bf16`` keep both in a float.
 """
 
 from __future__ import annotations
@@ -82,9 +83,14 @@ class Precision:
         return self.activation_bits == 8
 
     @property
+    def half_activations(self) -> bool:
+        """Whether activations may be rounded to half floats where they are multiplied."""
+        return self.floating == "float16" or (self.floating is None and self.activation_bits == 16)
+
+    @property
     def weight_only(self) -> bool:
-        """Whether integer weights meet float32 activations."""
-        return self.floating is None and self.activation_bits == 32
+        """Whether integer weights meet float activations."""
+        return self.floating is None and not self.integer_activations
 
     def __str__(self) -> str:
         if self.floating is not None:
@@ -102,6 +108,7 @@ def parse_precisions(text: str) -> tuple[Precision, ...]:
 
 
 FP32 = Precision.parse("fp32")
+FP16 = Precision.parse("fp16")
 W8A8 = Precision.parse("w8a8")
 
 SEARCHED = tuple(map(Precision.parse, ("w8a8", "w7a8", "w6a8", "w5a8", "w4a8", "w4g32a8")))

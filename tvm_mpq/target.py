@@ -53,6 +53,12 @@ KERNEL_PRECISIONS = (
     "fp16", "bf16",
 )  # fmt: skip
 """What the kernels know on every instruction set."""
+GPU_PRECISIONS = (
+    *KERNEL_PRECISIONS,
+    *(f"w{bits}a16" for bits in range(8, 1, -1)),
+    *(f"w{bits}{ANY_GROUP}a16" for bits in range(7, 1, -1)),
+)
+"""What the kernels for GPUs know, which multiply half floats."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +221,7 @@ def host_cuda_target() -> Target:
         name=HOST_CUDA,
         description=f"This machine's GPU: {name}",
         instruction="cuda",
-        precisions=KERNEL_PRECISIONS,
+        precisions=GPU_PRECISIONS,
         features=(NVIDIA_GPU,),
         mcpu="x86-64" if machine == "x86_64" else "generic",
         mtriple=f"{machine}-linux-gnu",

@@ -3,42 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tvm_mpq.cli.console import progress_bar, stdout, write_json
 from tvm_mpq.cli.options import (
+    CalibrationOption,
+    InputShapeOption,
     JsonOption,
     MeanOption,
+    ModelArgument,
+    PlanOption,
+    PrecisionOption,
     ResizeOption,
     ScaleOption,
     check_output_file,
     parse_input_shapes,
     parse_numbers,
+    plan_or_precision,
 )
 from tvm_mpq.errors import MpqError
 
 
 def check_cuda(
-    model: Annotated[Path, typer.Argument(help="The network.", metavar="MODEL.onnx")],
-    calibration: Annotated[
-        Path, typer.Option(metavar="DATA", help="An .npz, or a folder of images with labels.csv.")
-    ],
+    model: ModelArgument,
+    calibration: CalibrationOption,
     target: Annotated[str, typer.Option(metavar="NAME", help="A target with a GPU.")] = "cuda-sm80",
-    precision: Annotated[
-        str | None, typer.Option(help="One precision for every operator.", show_default="w8a8")
-    ] = None,
-    plan: Annotated[
-        Path | None, typer.Option(metavar="PLAN.json", help="A precision for each operator instead.")
-    ] = None,
+    precision: PrecisionOption = None,
+    plan: PlanOption = None,
     samples: Annotated[int, typer.Option(metavar="N", help="Samples to run.")] = 1,
     calibration_samples: Annotated[int, typer.Option(metavar="N", help="Samples to calibrate on.")] = 64,
-    input_shape: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME:1,3,224,224", help="The shape of an input; may be given for each."),
-    ] = None,
+    input_shape: InputShapeOption = None,
     resize: ResizeOption = None,
     mean: MeanOption = "0",
     scale: ScaleOption = "1",
@@ -47,11 +43,11 @@ def check_cuda(
     """Run a network's GPU kernels on this machine's processor, each one checked, and compare with its CPU code.
 
     Checked are bounds and alignment of every access of memory, races, barriers that not all threads reach, and
-    results that depend on the order of threads. It needs g++ and no GPU.
+    results that depend on the order of threads. It needs g++ and no GPU. The weights and ranges of a searched plan
+    are the plan's own.
     """
     check_output_file("--json", json)
-    if plan is not None and precision is not None:
-        raise MpqError("give --plan or --precision, not both")
+    plan_or_precision(plan, precision)
     if samples < 1 or calibration_samples < 1:
         raise MpqError("--samples and --calibration-samples need numbers above 0")
     shapes = parse_input_shapes(input_shape or [])
@@ -68,19 +64,24 @@ def check_cuda(
     gpu = load_target(target)
     mod = import_onnx(model, shapes or None)
     names = [operator.name for operator in operators(mod)]
-    uniform = Precision.parse(precision or "w8a8")
-    chosen = PrecisionPlan.uniform(names, uniform) if plan is None else load_plan(plan)[0]
+    if plan is None:
+        chosen, weights = PrecisionPlan.uniform(names, Precision.parse(precision or "w8a8")), None
+    else:
+        chosen, weights = load_plan(plan)
     chosen.check(names)
     gpu.require(chosen.operators.values())
-    preprocess = Preprocess(resize=resize, mean=means, scale=scales)
-    data = preprocess.open(calibration, io_specs(mod)[0])
-    with progress_bar() as progress:
-        ranges = calibrate(mod, data.take(calibration_samples), "minmax", host_target(), progress)
     inputs = io_specs(mod)[0]
+    data = Preprocess(resize=resize, mean=means, scale=scales).open(calibration, inputs)
+    if weights is not None:
+        weights.check_model(model)
+        ranges = weights.ranges
+    else:
+        with progress_bar() as progress:
+            ranges = calibrate(mod, data.take(calibration_samples), "minmax", host_target(), progress)
     batches = [
         [batch[spec.name] for spec in inputs] for batch in data.take(samples).batches(inputs[0].shape[0])
     ]
-    result = check_network(mod, chosen, ranges, gpu, batches)
+    result = check_network(mod, chosen, ranges, gpu, batches, weights)
     console = stdout()
     if result.idle:
         console.print(f"never called: {', '.join(result.idle)}", soft_wrap=True)

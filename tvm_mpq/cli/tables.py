@@ -35,7 +35,7 @@ def units_line(calls: Sequence[KernelCall]) -> str:
     counts = macs_by_unit(calls)
     total = max(1, sum(counts.values()))
     shares = ", ".join(f"{100 * count / total:.1f} % {unit}" for unit, count in counts.items())
-    return f"{total / 1e6:.1f} M multiply-accumulates by weights: {shares}"
+    return f"{total / 1e6:.1f} M multiply-accumulates: {shares}"
 
 
 def operators_table(operators: Sequence[OperatorRecord]) -> Table:

@@ -10,6 +10,7 @@ import numpy as np
 from tvm import IRModule, relax
 
 from tvm_mpq.cost.work import kernel_work
+from tvm_mpq.kernels.cuda.units import WORK
 from tvm_mpq.kernels.spec import ATTRIBUTE, KernelSpec
 from tvm_mpq.runtime.metadata import KernelCall
 from tvm_mpq.transform import attributes as attr
@@ -60,6 +61,8 @@ class _Call:
         if attributes is not None and ATTRIBUTE in attributes:
             work = kernel_work(KernelSpec.from_json(str(attributes[ATTRIBUTE])))
             step, macs, steps = work.name, work.macs, work.steps
+        elif attributes is not None and WORK in attributes:
+            step, macs, steps = json.loads(str(attributes[WORK]))
         constants = [a for a in arguments if not isinstance(a, relax.Var) or a in weights]
         inputs = {a for a in arguments if isinstance(a, relax.Var)} - weights
         return cls(

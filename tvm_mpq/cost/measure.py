@@ -43,10 +43,16 @@ def measure_costs(
     boundaries. Kernels known from before in the folder ``cache`` are not run again (see :mod:`tvm_mpq.cost.store`).
     ``checks`` random mixed plans, drawn with ``seed``, are measured as well, and the table holds how well it predicts
     them and the uniform plans.
-    Raises MpqError for a target that the machine cannot run and a precision that the target has no kernels for.
+    Raises MpqError for a target with a GPU or that the machine cannot run, and a precision that the target has no
+    kernels for.
     """
     where = device or ThisMachine()
     threads = where.threads(threads)
+    if target.gpu is not None:
+        raise MpqError(
+            f"cannot measure for target {target.name}: kernels on a GPU are not timed one by one; "
+            "use --modelled for a roofline model"
+        )
     lacking = missing_features(target, where.features)
     if lacking:
         which = "this machine" if device is None else "the device"

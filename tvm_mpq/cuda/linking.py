@@ -19,7 +19,7 @@ from typing import Any
 import tvm
 from tvm import IRModule
 
-from tvm_mpq.cuda.nvcc import find_nvcc
+from tvm_mpq.cuda.nvcc import working_nvcc
 from tvm_mpq.cuda.stand_in import stand_ins
 from tvm_mpq.errors import MpqError
 from tvm_mpq.target import architecture
@@ -44,21 +44,24 @@ def link_cuda(planned: IRModule, tvm_target: Mapping[str, Any], architectures: S
     Raises MpqError where the CUDA compiler or a linker for the target's processor is missing or fails.
     """
     host = architecture(str(tvm_target["host"]["mtriple"]))
-    job = Job(dict(tvm_target), tuple(architectures), host, find_nvcc())
+    job = Job(dict(tvm_target), tuple(architectures), host, working_nvcc())
     with tempfile.TemporaryDirectory(prefix="tvm-mpq-") as name:
         folder = Path(name)
         (folder / MODULE).write_text(tvm.ir.save_json(planned), encoding="utf-8")
         (folder / JOB).write_text(json.dumps(asdict(job)), encoding="utf-8")
-        paths = [str(path) for path in stand_ins(folder)]
-        environment = dict(os.environ)
-        inherited = [environment[_PATHS]] if environment.get(_PATHS) else []
-        environment[_PATHS] = os.pathsep.join([*inherited, *paths])
+        environment = {**os.environ, **linking_environment(folder)}
         command = [sys.executable, "-m", "tvm_mpq.cuda.link_process", name]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             said = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
             raise MpqError(said[-1])
         return (folder / LIBRARY).read_bytes()
+
+
+def linking_environment(folder: Path) -> dict[str, str]:
+    """What a process needs to link code for GPUs: where NVIDIA's libraries, or stand-ins made in ``folder``, are."""
+    inherited = [os.environ[_PATHS]] if os.environ.get(_PATHS) else []
+    return {_PATHS: os.pathsep.join([*inherited, *map(str, stand_ins(folder))])}
 
 
 _PATHS = "LD_LIBRARY_PATH"

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tvm_mpq.errors import MpqError
@@ -21,6 +22,8 @@ _MISSING = (
     "no CUDA compiler (nvcc) found: put it on PATH, or install it with 'pip install \"tvm-mpq[cuda]\"' "
     "(the packages nvidia-cuda-nvcc, nvidia-cuda-runtime and nvidia-cuda-cccl)"
 )
+_NO_HOST_COMPILER = "Failed to preprocess host compiler properties"
+"""What nvcc says where it cannot run the C++ compiler that it leaves the processor's part of a source to."""
 _FILE = "kernels.cu"
 
 _REGISTER_LEVELS = (5, 4, 3)
@@ -49,25 +52,58 @@ def find_nvcc() -> str:
     return found
 
 
-def fatbin(source: str, architectures: Sequence[str], nvcc: str | None = None) -> bytes:
+def working_nvcc() -> str:
+    """The compiler's path; raises MpqError where there is none, or no C++ compiler for it, in a tenth of a second."""
+    found = find_nvcc()
+    with tempfile.TemporaryDirectory(prefix="tvm-mpq-") as folder:
+        Path(folder, _FILE).touch()
+        command = [found, "--dryrun", "--cubin", _FILE]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if _NO_HOST_COMPILER in done.stderr:
+        raise MpqError(
+            f"the CUDA compiler {found} needs a C++ compiler beside it and cannot run one "
+            f"({_complaint(done.stderr)}): install g++ (apt-get install g++)"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the assembler says of a source's kernels, for all architectures: the most registers of a thread, bytes of
+    registers that all of them together store to memory, and the most bytes of shared memory of a block.
+    """
+
+    registers: int
+    spilled: int
+    shared: int
+
+
+def best_code(source: str, architectures: Sequence[str], nvcc: str | None = None) -> tuple[bytes, Resources]:
     """Machine code of CUDA ``source`` for all ``architectures`` (``sm_80``, …), and portable code (PTX) of the last.
 
     Newer GPUs of the same major version run the former, all newer ones translate the latter. Where a kernel keeps
     registers in memory it is tried again at other levels of the assembler's thrift with them, and the code of the
-    fewest bytes kept so is taken. Raises MpqError without a compiler, and with its first complaint where it fails.
+    fewest bytes kept so is taken. Raises MpqError without a compiler, or a C++ compiler for it, and with its first
+    complaint where it fails.
     """
-    command = [nvcc or find_nvcc(), "--fatbin", "-O3", "-std=c++17", "--threads=0", *_generate(architectures)]
-    found: dict[int, bytes] = {}
+    command = [
+        nvcc or working_nvcc(),
+        "--fatbin",
+        "-O3",
+        "-std=c++17",
+        "--threads=0",
+        *_generate(architectures),
+    ]
+    found: list[tuple[bytes, Resources]] = []
     for level in _REGISTER_LEVELS:
-        code, spilled = _compiled([*command, "-Xptxas", f"-v,--register-usage-level={level}"], source)
-        found.setdefault(spilled, code)
-        if spilled == 0:
+        found.append(_compiled([*command, "-Xptxas", f"-v,--register-usage-level={level}"], source))
+        if found[-1][1].spilled == 0:
             break
-    return found[min(found)]
+    return min(found, key=lambda each: each[1].spilled)
 
 
-def _compiled(command: Sequence[str], source: str) -> tuple[bytes, int]:
-    """What ``command`` makes of the source, and the bytes of registers that all its kernels store to memory."""
+def _compiled(command: Sequence[str], source: str) -> tuple[bytes, Resources]:
+    """What ``command`` makes of the source."""
     with tempfile.TemporaryDirectory(prefix="tvm-mpq-") as folder:
         Path(folder, _FILE).write_text(source, encoding="utf-8")
         # The file's name is part of what the compiler writes: a relative one keeps the bytes the same.
@@ -81,8 +117,20 @@ def _compiled(command: Sequence[str], source: str) -> tuple[bytes, int]:
         said = done.stdout + done.stderr
         if done.returncode != 0:
             raise MpqError(f"the CUDA compiler {command[0]} failed: {_complaint(said)}")
-        spilled = sum(int(count) for count in re.findall(r"(\d+) bytes spill stores", said))
-        return Path(folder, "kernels.fatbin").read_bytes(), spilled
+        return Path(folder, "kernels.fatbin").read_bytes(), parse_resources(said)
+
+
+def parse_resources(said: str) -> Resources:
+    """From what ``ptxas -v`` prints."""
+
+    def numbers(pattern: str) -> list[int]:
+        return [int(count) for count in re.findall(pattern, said)]
+
+    return Resources(
+        max(numbers(r"Used (\d+) registers"), default=0),
+        sum(numbers(r"(\d+) bytes spill stores")),
+        max(numbers(r"(\d+) bytes smem"), default=0),
+    )
 
 
 def _generate(architectures: Sequence[str]) -> list[str]:
@@ -94,5 +142,7 @@ def _generate(architectures: Sequence[str]) -> list[str]:
 
 def _complaint(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if re.search(r"\b(error|fatal|not found)\b", line, re.IGNORECASE)]
+    errors = [
+        line for line in lines if re.search(r"\b(error|fatal|not found|no such file)\b", line, re.IGNORECASE)
+    ]
     return next(iter(errors or lines), "it said nothing")

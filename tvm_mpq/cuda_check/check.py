@@ -17,6 +17,7 @@ from tvm_mpq.cuda_check.emulator import Check
 from tvm_mpq.cuda_check.network import EmulatedNetwork
 from tvm_mpq.errors import MpqError
 from tvm_mpq.plan import PrecisionPlan
+from tvm_mpq.plan_weights import PlanWeights
 from tvm_mpq.runtime.tracer import tensors
 from tvm_mpq.runtime.weights import expanded_weights
 from tvm_mpq.target import Target, host_target
@@ -58,22 +59,31 @@ def check_network(
     ranges: TensorRanges,
     target: Target,
     samples: Sequence[Sequence[Array]],
+    weights: PlanWeights | None = None,
 ) -> NetworkCheck:
     """Run the canonical module ``mod`` under ``plan`` on ``samples``, for the GPU of ``target`` and for this processor.
 
-    Each kernel's first launch is checked. Raises KernelFault for what a kernel does wrong, and MpqError for a target
-    without a GPU and where g++ is missing.
+    ``weights`` are those that a search chose with the plan. Each kernel's first launch is checked. Raises KernelFault
+    for what a kernel does wrong, and MpqError for a target without a GPU and where g++ is missing.
     """
     if target.gpu is None:
         raise MpqError(f"the target {target.name} has no GPU: see 'tvm-mpq targets'")
+    rounded, biases = None, None
+    if weights is not None:
+        mod, rounded, biases = weights.applied(mod, plan)
+
+    def lowered(place: Target) -> IRModule:
+        pipeline = Pipeline(plan, ranges, place.instruction, weights=rounded, biases=biases)
+        return pipeline.lower(pipeline.annotate(mod))
+
     start = time.perf_counter()
-    emulated = EmulatedNetwork(_lowered(mod, plan, ranges, target), target, Check.FIRST)
+    emulated = EmulatedNetwork(lowered(target), target, Check.FIRST)
     compiled = time.perf_counter()
     ours = [emulated.run(*sample) for sample in samples]
     ran = time.perf_counter()
     calls = emulated.calls()
     idle = tuple(name for name, (_, checked) in calls.items() if not checked)
-    theirs = _on_processor(_lowered(mod, plan, ranges, host_target()), samples)
+    theirs = _on_processor(lowered(host_target()), samples)
     outputs = tuple(
         _compare([each[i] for each in ours], [each[i] for each in theirs]) for i in range(len(ours[0]))
     )
@@ -81,11 +91,6 @@ def check_network(
     return NetworkCheck(
         len(samples), len(calls) - len(idle), idle, launches, outputs, compiled - start, ran - compiled
     )
-
-
-def _lowered(mod: IRModule, plan: PrecisionPlan, ranges: TensorRanges, target: Target) -> IRModule:
-    pipeline = Pipeline(plan, ranges, target.instruction)
-    return pipeline.lower(pipeline.annotate(mod))
 
 
 def _on_processor(lowered: IRModule, samples: Sequence[Sequence[Array]]) -> list[list[Array]]:

@@ -23,7 +23,13 @@ _SYSTEM_SHARED = 1024
 
 INSTRUCTIONS = {
     **{"IMMA": r"IMMA\.", "HMMA": r"HMMA\.", "dp4a": r"IDP\.4A\."},
-    **{"FFMA": r"FFMA\b", "HFMA2": r"HFMA2\b(?!\.MMA)", "IMAD": r"IMAD(?!\.(MOV|SHL|IADD))\b"},
+    **{
+        "FFMA": r"FFMA\b",
+        "HFMA2": r"HFMA2\b(?!\.MMA)",
+        "HADD2": r"HADD2\b(?!\.F32)",
+        "I2F": r"I2F",
+        "IMAD": r"IMAD(?!\.(MOV|SHL|IADD))\b",
+    },
     **{
         "LDG 1": r"LDG\b.*\.[US]8",
         "LDG 2": r"LDG\b.*\.[US]16",
@@ -167,11 +173,12 @@ def parse_bounds(text: str) -> dict[tuple[str, str], int]:
 
 def _dump(what: str, path: Path) -> str:
     tools = {name: find_tool(name) for name in _PACKAGES}
-    for name, found in tools.items():
-        if found is None:
-            raise MpqError(
-                f"no {name} found: put it on PATH, or install it with 'pip install {_PACKAGES[name]}'"
-            )
+    missing = [name for name, found in tools.items() if found is None]
+    if missing:
+        packages = " ".join(_PACKAGES[name] for name in missing)
+        raise MpqError(
+            f"no {' and no '.join(missing)} found: put them on PATH, or install them with 'pip install {packages}'"
+        )
     # cuobjdump looks for nvdisasm on PATH.
     folders = [str(Path(str(found)).parent) for found in tools.values()]
     environment = {**os.environ, "PATH": os.pathsep.join([*folders, os.environ.get("PATH", "")])}

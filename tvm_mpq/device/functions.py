@@ -17,6 +17,7 @@ from typing import Any
 from tvm_mpq.cpu import cpu_features, cpu_name
 from tvm_mpq.errors import MpqError
 from tvm_mpq.files import sha256
+from tvm_mpq.gpu import driver_device, gpu_features
 from tvm_mpq.runtime.kernel_timing import measure_kernels
 from tvm_mpq.runtime.package import Package
 from tvm_mpq.runtime.resident import resident_bytes
@@ -49,10 +50,12 @@ class Functions:
 
     def describe(self) -> Answer:
         """What this machine is."""
+        gpu = driver_device()
         return {
             "cpu": cpu_name(),
             "machine": os.uname().machine,
-            "features": sorted(cpu_features()),
+            "features": sorted(cpu_features() | gpu_features()),
+            "gpu": None if gpu is None else {"name": gpu.name, "capability": gpu.capability},
             "processors": available_threads(),
             "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "free_disk": shutil.disk_usage(_folder()).free,

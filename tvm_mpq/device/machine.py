@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from tvm_mpq.device.connection import Connection, DeviceLostError, Place
 from tvm_mpq.errors import MpqError
+from tvm_mpq.gpu import FoundGpu
 from tvm_mpq.runtime.package import Package
 from tvm_mpq.runtime.session import Array, Session, check_repeat
 from tvm_mpq.runtime.tracer import Trace, Tracer
@@ -38,8 +39,17 @@ class DeviceMachine:
 
     @property
     def features(self) -> frozenset[str]:
-        """The processor's features."""
+        """The processor's features, and whether there is a GPU."""
         return self.attempt(lambda connection: frozenset(connection.about["features"]))
+
+    @property
+    def gpu(self) -> FoundGpu | None:
+        """The first NVIDIA GPU that it has a driver for."""
+        about = self.attempt(lambda connection: connection.about.get("gpu"))
+        if about is None:
+            return None
+        major, minor = map(int, about["capability"])
+        return FoundGpu(str(about["name"]), (major, minor))
 
     def threads(self, threads: int | None) -> int:
         """``threads``, or all that the device has for None; raises MpqError for what it cannot have."""

@@ -111,6 +111,10 @@ HALF = {
     ("cuda", "float16"): Intrinsic("hmma", "float16", "float16", "float32", 16, 16, 0, "hmma"),
 }
 """Where weights of 16 bits meet activations rounded to the same."""
+HALF_CODES = {
+    "cuda": Intrinsic("hmma", "float16", "int8", "float32", 16, 16, 0, "hmma"),
+}
+"""Where integer weights are made half floats to meet activations rounded to those."""
 _NARROWER = {"avx512bf16": "avxvnni", "avx512vnni": "avxvnni", "avx512": "avx2"}
 """Half as wide on the same machine, for channel counts that fill no wide vector."""
 
@@ -148,7 +152,7 @@ def narrow_intrinsic(row: Intrinsic, bits: int, weight_group: int, run: int, int
     """
     if row.family is None:
         return row
-    if row.family == "imma":
+    if row.family in ("imma", "hmma"):
         if bits > 4 or weight_group % row.group:
             return row
         return replace(row, weight="uint8", words=2, nibbles=True, multiplied=bool(weight_group))

@@ -15,9 +15,11 @@ from tvm_mpq.kernels.mathematics import exp
 
 _LANES = 16
 _PARALLEL_ELEMENTS = 16384
-_LOWEST = -3.4028234663852886e38
+LOWEST = -3.4028234663852886e38
+"""The least finite float32."""
 
 Combine = Callable[[Expr, Expr], Expr]
+"""Two partial results of a reduction made one."""
 
 
 def softmax(rows: int, length: int) -> PrimFunc:
@@ -25,7 +27,7 @@ def softmax(rows: int, length: int) -> PrimFunc:
     with program() as builder:
         x, out = (argument(name, (rows, length), "float32") for name in ("x", "out"))
         with T.sblock("root"), _each_row(rows, length) as row:
-            most = _reduced(length, _LOWEST, T.max, lambda k: x[row, k])
+            most = _reduced(length, LOWEST, T.max, lambda k: x[row, k])
 
             def power(k: Expr) -> Expr:
                 value = exp(x[row, k] - most[0])

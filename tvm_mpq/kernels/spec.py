@@ -13,6 +13,7 @@ from tvm.tirx import PrimFunc
 from tvm_mpq.kernels import neon_depthwise
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, convolution
 from tvm_mpq.kernels.cuda.kernel import CUDA, cuda_kernel, cuda_tile, cuda_unit
+from tvm_mpq.kernels.cuda.space import cuda_space
 from tvm_mpq.kernels.cuda.tile import CudaTile
 from tvm_mpq.kernels.depthwise import (
     DepthwiseTile,
@@ -24,6 +25,7 @@ from tvm_mpq.kernels.depthwise import (
 from tvm_mpq.kernels.intrinsic import (
     FLOAT,
     HALF,
+    HALF_CODES,
     INTEGER,
     NEON,
     Intrinsic,
@@ -83,6 +85,7 @@ class KernelSpec:
     ``weight_dtype``: what weights of a kernel on float32 are stored in ("float32", "float16", "bfloat16" or "int8").
     ``weight_group``: the codes share an integer factor in groups of so many elements of the reduction (0: none).
     ``adds``: the kernel adds another tensor to its 8-bit result (see ``convolution``).
+    ``halves``: float32 activations are rounded to half floats where they meet codes (``weight_dtype`` "int8").
     ``int16_words``: how many words of the int8 codes :mod:`tvm_mpq.quantization.int16_sums` allows to add in int16.
     """
 
@@ -96,6 +99,7 @@ class KernelSpec:
     int16_words: int = 0
     weight_dtype: str = "float32"
     adds: bool = False
+    halves: bool = False
 
     @property
     def precision(self) -> str:
@@ -104,7 +108,7 @@ class KernelSpec:
         if not integer and self.family != "weight_only" and self.weight_dtype != "int8":
             return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[self.weight_dtype]
         group = f"g{self.weight_group}" if self.weight_group else ""
-        return f"w{self.weight_bits}{group}a{8 if integer else 32}"
+        return f"w{self.weight_bits}{group}a{8 if integer else 16 if self.halves else 32}"
 
     @property
     def name(self) -> str:
@@ -131,6 +135,9 @@ class KernelSpec:
             return replace(row, nibbles=self.weight_bits <= 4 and not self.weight_group)
         if self.family == "packed_rows":
             return self._packed_row
+        if self.halves:
+            row = HALF_CODES[self.instruction]
+            return narrow_intrinsic(row, self.weight_bits, self.weight_group, self.shape.run, 0)
         weight = "int8" if self.in_dtype == "uint8" else "float32"
         row = intrinsic(self.instruction, weight, self.shape.out_channels // self.shape.groups)
         if self.in_dtype != "uint8":
@@ -293,6 +300,8 @@ class KernelSpec:
         Two threads share the tasks of each about evenly, so that a tile tuned on one thread serves more.
         """
         base = self.base
+        if base.instruction == CUDA:
+            return [*cuda_space(base)]
         default = base.faster().default_tile()
         tiles: list[Tile] = [default]
         if base._by_dots:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tvm_mpq.cpu import cache_bytes
+from tvm_mpq.gpu import driver_device
 from tvm_mpq.runtime.threads import run_with_threads
 
 _MOST_COPIES = 64
@@ -27,18 +28,25 @@ Parameter = tuple[Sequence[int], str]
 
 
 def measure_kernels(
-    libraries: list[str], parameters: list[list[Parameter]], threads: int, rounds: int, seed: int
+    libraries: list[str],
+    parameters: list[list[Parameter]],
+    threads: int,
+    rounds: int,
+    seed: int,
+    on_gpu: bool = False,
 ) -> list[list[float]]:
     """Seconds of a call of each library's ``main`` in each round, all interleaved: [libraries][rounds].
 
     ``parameters`` gives the shapes and dtypes of each library's parameters: input, weights, others, output. A list is
-    short where a kernel is far slower than the first. The files are deleted once they are loaded.
+    short where a kernel is far slower than the first. The files are deleted once they are loaded. With ``on_gpu`` they
+    run on the first GPU, one after the other without a pause, which small ones do not fill: that is how a network runs
+    them too.
     """
-    return run_with_threads(threads, lambda: _measure(libraries, parameters, rounds, seed))
+    return run_with_threads(threads, lambda: _measure(libraries, parameters, rounds, seed, on_gpu))
 
 
 def _measure(
-    libraries: list[str], parameters: list[list[Parameter]], rounds: int, seed: int
+    libraries: list[str], parameters: list[list[Parameter]], rounds: int, seed: int, on_gpu: bool
 ) -> list[list[float]]:
     import ctypes
 
@@ -46,13 +54,14 @@ def _measure(
 
     ctypes.CDLL("libm.so.6", mode=ctypes.RTLD_GLOBAL)
     random = np.random.default_rng(seed)
+    place = _Gpu() if on_gpu else _Processor()
     made: dict[str, list[tuple[Any, ...]]] = {}
     kernels = []
     for path, wanted in zip(libraries, parameters, strict=True):
         name = repr(wanted)
         if name not in made:
-            made[name] = _arguments(wanted, random)
-        kernels.append(_Kernel(tvm.runtime.load_module(path)["main"], made[name]))
+            made[name] = _arguments(wanted, random, place)
+        kernels.append(_Kernel(tvm.runtime.load_module(path)["main"], made[name], place))
     for path in set(libraries):  # tiles may differ and give the same code
         Path(path).unlink()
     seconds: list[list[float]] = [[] for _ in kernels]
@@ -69,11 +78,55 @@ def _measure(
     return seconds
 
 
+class _Processor:
+    """This machine's memory and processor."""
+
+    def cache_bytes(self) -> int:
+        """Of the cache that weights must not stay in."""
+        return cache_bytes(2)
+
+    def tensor(self, value: np.ndarray) -> Any:
+        """A copy that kernels can read."""
+        import tvm
+
+        return tvm.runtime.tensor(value)
+
+    def wait(self) -> None:
+        """Until all calls have ended: they have."""
+
+
+class _Gpu(_Processor):
+    """The first GPU and its memory."""
+
+    def __init__(self) -> None:
+        import tvm
+
+        self._device = tvm.cuda(0)
+
+    def cache_bytes(self) -> int:
+        """Of its second-level cache."""
+        found = driver_device()
+        assert found is not None, "the tuner asks for a GPU before it measures on one"
+        return int(found.l2_kb * 1024)
+
+    def tensor(self, value: np.ndarray) -> Any:
+        """A copy in its memory."""
+        import tvm
+
+        return tvm.runtime.tensor(value, self._device)
+
+    def wait(self) -> None:
+        """Until it has nothing left to do."""
+        self._device.sync()
+
+
 class _Kernel:
     """A function and its argument lists, which differ in the copy of the weights."""
 
-    def __init__(self, function: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> None:
-        self._function, self._arguments = function, arguments
+    def __init__(
+        self, function: Callable[..., Any], arguments: list[tuple[Any, ...]], place: _Processor
+    ) -> None:
+        self._function, self._arguments, self._place = function, arguments, place
         self._next = 0
         self._time(1)
         once = min(self._time(1) for _ in range(2))
@@ -91,16 +144,17 @@ class _Kernel:
         start = time.perf_counter()
         for each in chosen:
             function(*each)
+        self._place.wait()
         return (time.perf_counter() - start) / calls
 
 
-def _arguments(parameters: list[Parameter], random: np.random.Generator) -> list[tuple[Any, ...]]:
-    import tvm
-
+def _arguments(
+    parameters: list[Parameter], random: np.random.Generator, place: _Processor
+) -> list[tuple[Any, ...]]:
     values = [_values(shape, dtype, random) for shape, dtype in parameters]
-    copies = min(_MOST_COPIES, 1 + 4 * cache_bytes(2) // max(1, values[1].nbytes))
-    first, weights, *others = (tvm.runtime.tensor(value) for value in values)
-    return [(first, tvm.runtime.tensor(values[1]) if i else weights, *others) for i in range(copies)]
+    copies = min(_MOST_COPIES, 1 + 4 * place.cache_bytes() // max(1, values[1].nbytes))
+    first, weights, *others = map(place.tensor, values)
+    return [(first, place.tensor(values[1]) if i else weights, *others) for i in range(copies)]
 
 
 def _values(shape: Sequence[int], dtype: str, random: np.random.Generator) -> np.ndarray:

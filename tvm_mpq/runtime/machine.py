@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from tvm_mpq.cpu import cpu_features, cpu_name
+from tvm_mpq.gpu import FoundGpu, driver_device, gpu_features
 from tvm_mpq.runtime.package import Package
 from tvm_mpq.runtime.resident import resident_bytes
 from tvm_mpq.runtime.session import Session, check_features
@@ -20,7 +21,11 @@ class Machine(Protocol):
 
     @property
     def features(self) -> frozenset[str]:
-        """The processor's features."""
+        """The processor's features, and whether there is a GPU."""
+
+    @property
+    def gpu(self) -> FoundGpu | None:
+        """The first NVIDIA GPU that it has a driver for."""
 
     def threads(self, threads: int | None) -> int:
         """``threads``, or all there are for None; raises MpqError for a number that cannot be had."""
@@ -39,7 +44,8 @@ class ThisMachine:
     """The machine that this program runs on."""
 
     cpu = property(lambda self: cpu_name())
-    features = property(lambda self: cpu_features())
+    features = property(lambda self: cpu_features() | gpu_features())
+    gpu = property(lambda self: driver_device())
 
     def threads(self, threads: int | None) -> int:
         """See :class:`Machine`."""

@@ -7,7 +7,7 @@ import tvm
 from tvm import IRModule, relax
 
 from tvm_mpq.plan import PrecisionPlan
-from tvm_mpq.precision import FP32, Precision
+from tvm_mpq.precision import FP16, FP32, Precision
 from tvm_mpq.quantization.half import holds
 from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.operator_body import read_body
@@ -44,11 +44,12 @@ class AnnotatePrecision:
 
     Bodies are untouched. An operator of a kind without an integer kernel is executed in fp32 and says why.
     An operator without weights computes on 8-bit activations whatever weight bits are asked: it is executed as asked.
-    Where activations stay float it computes in fp32.
+    Where activations stay float it computes in fp32, but for products of two activations on a GPU (``gpu``), which it
+    multiplies as half floats when asked for ``fp16`` or ``w…a16``.
     """
 
-    def __init__(self, plan: PrecisionPlan) -> None:
-        self.plan = plan
+    def __init__(self, plan: PrecisionPlan, gpu: bool = False) -> None:
+        self.plan, self.gpu = plan, gpu
 
     def transform_module(self, mod: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         """Apply the pass; fails with MpqError's message when the plan and the module's operators differ."""
@@ -67,6 +68,8 @@ class AnnotatePrecision:
         if asked.integer_activations:
             reason = _why_not_in_8_bits(kind)
             executed = FP32 if reason else asked
+        elif self.gpu and kind == "batch_matmul" and asked.half_activations:
+            executed, reason = FP16, "" if asked == FP16 else f"{kind} has no weights"
         elif asked != FP32:
             reason = _why_not_in_float(kind, function, asked)
             executed = FP32 if reason else asked
@@ -83,8 +86,6 @@ def _why_not_in_float(kind: str, function: relax.Function, asked: Precision) -> 
         assert weight is not None
         if not holds(asked.floating, weight):
             return f"{asked} holds no weights as large as {float(np.abs(weight).max()):g}"
-    elif not asked.weight_only:
-        return f"no kernel for {asked}"
     return ""
 
 

@@ -9,8 +9,8 @@ from tvm.tirx import PrimFunc
 
 from tvm_mpq.kernels import rows
 from tvm_mpq.kernels.batched_matmul import batched_matmul
-from tvm_mpq.kernels.cuda import plain
 from tvm_mpq.kernels.cuda import rows as cuda_rows
+from tvm_mpq.kernels.cuda.products import float_products, half_products
 from tvm_mpq.kernels.intrinsic import FLOAT
 from tvm_mpq.transform.operation import Operation
 from tvm_mpq.transform.operator_body import read_body
@@ -62,8 +62,11 @@ def lower_batch_matmul(emitter: Emitter, operation: Operation, instruction: str)
             emitter.builder.emit(relax.op.reshape(value, (batch, *shape[-2:])), f"{operation.name}_batch")
         )
     extents = batch, left[-2], left[-1], right[-1]
-    lanes = FLOAT[instruction].lanes
-    kernel = plain.batched_matmul(*extents) if emitter.gpu else batched_matmul(*extents, lanes)
+    if not emitter.gpu:
+        kernel = batched_matmul(*extents, FLOAT[instruction].lanes)
+    else:
+        make = half_products if operation.executed.half_activations else float_products
+        kernel = make(*extents)
     dims = (batch, left[-2], right[-1])
     y = emitter.kernel(kernel, "batch_matmul", operands, dims, "float32", operation.name)
     y = emitter.builder.emit(relax.op.reshape(y, operation.output.shape), operation.name)

@@ -122,7 +122,11 @@ def _lower_matrix(
     if not operation.any_codes:
         quantized = numbers.quantized
     if quantized is not None and operation.executed.weight_only:
-        if instruction != CUDA and stays_packed(shape, quantized):
+        if instruction == CUDA:
+            if operation.executed.half_activations:
+                bits, group = quantized.bits, quantized.effective_group
+                spec = replace(spec, halves=True, weight_bits=bits, weight_group=group)
+        elif stays_packed(shape, quantized):
             bits = 2 if quantized.bits == 2 else 4
             spec = replace(
                 spec, family="weight_only", weight_bits=bits, weight_group=quantized.effective_group

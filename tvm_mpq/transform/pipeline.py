@@ -49,22 +49,26 @@ class Pipeline:
     any_codes: bool = False
     tiles: TileLookup = default_tiles
 
+    @property
+    def gpu(self) -> bool:
+        """Whether the kernels are for one."""
+        return self.instruction == CUDA
+
     def annotate(self, mod: IRModule) -> IRModule:
         """Canonical module → every operator carries its bit-width and every 8-bit tensor its grid."""
         corrections = [ChangeBiases(self.biases)] if self.biases else []
-        passes = [*corrections, AnnotatePrecision(self.plan), AssignGrids(self.ranges)]
+        passes = [*corrections, AnnotatePrecision(self.plan, self.gpu), AssignGrids(self.ranges)]
         return self._run(mod, passes, 1 - len(corrections))
 
     def lower(self, mod: IRModule, *between: tvm.transform.Pass) -> IRModule:
         """Annotated module → scheduled NHWC kernels, through the passes ``between`` once there are kernels."""
-        gpu = self.instruction == CUDA
         passes = [
             LowerOperators(self.instruction, self.observe, self.weights, self.any_codes, self.tiles),
             LiftWeights(),
             *between,
-            *([PlainNames()] if gpu else []),
+            *([PlainNames()] if self.gpu else []),
             relax.transform.LegalizeOps(),
-            ScheduleKernels(self.tiles, gpu),
+            ScheduleKernels(self.tiles, self.gpu),
         ]
         return self._run(mod, passes, 3)
 

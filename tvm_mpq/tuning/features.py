@@ -8,6 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tvm_mpq.kernels.convolution import packed_weight_shape
+from tvm_mpq.kernels.cuda.scalar_core import scalar_shared
+from tvm_mpq.kernels.cuda.tensor_core import tensor_shared
+from tvm_mpq.kernels.cuda.tile import FRAGMENT, TENSOR_CORE, CudaTile
 from tvm_mpq.kernels.depthwise import DepthwiseTile, channel_bytes
 from tvm_mpq.kernels.intrinsic import FLOAT
 from tvm_mpq.kernels.packed_rows import PackedRowsTile
@@ -16,7 +19,7 @@ from tvm_mpq.kernels.tiles import BYTES, ConvolutionTile
 from tvm_mpq.kernels.weight_only import WeightOnlyTile
 from tvm_mpq.kernels.winograd import WinogradGeometry, WinogradTile
 
-_KINDS = (ConvolutionTile, DepthwiseTile, WinogradTile, WeightOnlyTile, PackedRowsTile)
+_KINDS = (ConvolutionTile, DepthwiseTile, WinogradTile, WeightOnlyTile, PackedRowsTile, CudaTile)
 _SIZE = 32
 
 
@@ -49,7 +52,7 @@ def features(spec: KernelSpec, tiles: list[Tile]) -> npt.NDArray[np.float32]:
         elif isinstance(tile, WinogradTile):
             own = _winograd(spec, tile)
         else:
-            raise NotImplementedError("tiles of GPUs have no features: their kernels are not tuned")
+            own = _cuda(spec, tile)
         numbers = [*kinds, *common, *own]
         row[: len(numbers)] = numbers
     return values
@@ -155,6 +158,33 @@ def _packed_rows(spec: KernelSpec, tile: PackedRowsTile) -> list[float]:
         _log(tile.blocks),
         _log(geometry.blocks // tile.blocks),
         _log(geometry.steps),
+    ]
+
+
+def _cuda(spec: KernelSpec, tile: CudaTile) -> list[float]:
+    shape = spec.shape
+    if spec.family == "depthwise":
+        return []  # its program has one tile
+    blocks, steps = packed_weight_shape(shape, spec.row)[1:3]
+    rows, columns = -(-shape.rows // tile.rows), -(-blocks * FRAGMENT // tile.columns)
+    fragments = tile.fragments[0] * tile.fragments[1]
+    return [
+        tile.rows,
+        tile.columns,
+        tile.depth,
+        tile.warp_rows,
+        tile.warp_columns,
+        tile.threads,
+        float(tile.ahead),
+        fragments,
+        (tile.fragments[0] + tile.fragments[1]) / max(1, fragments),
+        (tile.rows + tile.columns) / (tile.rows * tile.columns),
+        rows * tile.rows / shape.rows,
+        columns * tile.columns / (blocks * FRAGMENT),
+        _log(shape.groups * rows * columns),
+        _log(shape.groups * rows * columns * tile.threads),
+        _log(steps / tile.depth),
+        _log(tensor_shared(spec.row, tile) if spec.row.family in TENSOR_CORE else scalar_shared(tile)),
     ]
 
 

@@ -81,6 +81,8 @@ class TuningLog:
 
 def log_folder(root: Path, target: Target) -> Path:
     """Where under ``root`` the logs of ``target`` are: named by what its code may use, which ``host`` shares."""
+    if target.gpu is not None:
+        return root / "-".join(target.gpu.architectures)
     return root / "-".join([target.mcpu, *(attribute.lstrip("+") for attribute in target.mattr)])
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from tvm_mpq.cpu import cpu_name
 from tvm_mpq.errors import MpqError
+from tvm_mpq.gpu import driver_device
 from tvm_mpq.kernels.spec import KernelSpec, Tile
-from tvm_mpq.target import Target
+from tvm_mpq.target import HOST_CUDA, Target
 from tvm_mpq.tuning.log import TuningLog, log_folder, shipped_logs
 
 
@@ -38,11 +39,15 @@ class TunedTiles:
 def tuned_tiles(target: Target, logs: str | Path | None, threads: int = 1) -> TunedTiles:
     """What the logs under ``logs`` (those that come with tvm_mpq for None) know of ``target`` with ``threads`` threads.
 
-    On this machine's own target records of its processor go first. Raises MpqError for a folder that is not there.
+    A GPU's kernels do not depend on those. On this machine's own target records of its processor, or GPU, go first.
+    Raises MpqError for a folder that is not there.
     """
     root = shipped_logs() if logs is None else Path(logs)
     if not root.is_dir():
         raise MpqError(f"there is no folder {root} of tuning logs: 'tvm-mpq tune' makes one")
     log = TuningLog.read(log_folder(root, target))
     cpu = cpu_name() if target.name == "host" else None
+    if target.gpu is not None:
+        gpu = driver_device() if target.name == HOST_CUDA else None
+        threads, cpu = 1, None if gpu is None else gpu.name
     return TunedTiles(log.best(threads, cpu), list(log.notes))

@@ -9,7 +9,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,13 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """A process of :mod:`tvm_mpq.tuning.worker`, started when it is first asked, and again after it died."""
+    """A process of :mod:`tvm_mpq.tuning.worker`, started when it is first asked, and again after it died.
 
-    def __init__(self) -> None:
+    ``environment`` are variables that it gets beside those of this process.
+    """
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        self._environment = environment or {}
         self.process: subprocess.Popen[bytes] | None = None
 
     def call(self, request: Sequence[Any], limit: float) -> Any:
@@ -64,16 +68,16 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**os.environ, **self._environment, "PYTHONPATH": os.pathsep.join(paths)},
         )
         return self.process
 
 
 class WorkerPool:
-    """``count`` workers that share requests."""
+    """``count`` workers that share requests; ``environment`` as of :class:`Worker`."""
 
-    def __init__(self, count: int) -> None:
-        self._workers = [Worker() for _ in range(count)]
+    def __init__(self, count: int, environment: Mapping[str, str] | None = None) -> None:
+        self._workers = [Worker(environment) for _ in range(count)]
         # Those that have just worked are asked first: a worker that is never needed is never started.
         self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
         for worker in self._workers:

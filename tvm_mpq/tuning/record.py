@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tvm_mpq.kernels.cuda.tile import CudaTile
 from tvm_mpq.kernels.depthwise import DepthwiseTile
 from tvm_mpq.kernels.packed_rows import PackedRowsTile
 from tvm_mpq.kernels.spec import KernelSpec, Tile
@@ -13,10 +14,13 @@ from tvm_mpq.kernels.tiles import ConvolutionTile
 from tvm_mpq.kernels.weight_only import WeightOnlyTile
 from tvm_mpq.kernels.winograd import WinogradTile
 
-TEMPLATE_VERSIONS = {"convolution": 1, "depthwise": 1, "packed_rows": 1, "weight_only": 2, "winograd": 1}
+TEMPLATE_VERSIONS = {
+    **{"convolution": 1, "cuda": 1, "depthwise": 1, "packed_rows": 1, "weight_only": 2, "winograd": 1},
+}
 """Raised with a change of a template that changes which tiles are fast; records of older versions are ignored."""
 _TILES: dict[str, type[Tile]] = {
     "convolution": ConvolutionTile,
+    "cuda": CudaTile,
     "depthwise": DepthwiseTile,
     "packed_rows": PackedRowsTile,
     "weight_only": WeightOnlyTile,
@@ -28,9 +32,10 @@ _TILES: dict[str, type[Tile]] = {
 class TuningRecord:
     """``tile`` of ``spec`` (a :attr:`KernelSpec.key`) was measured with ``threads`` threads on the processor ``cpu``.
 
-    ``seconds`` is the median of one call, None where the tile failed; ``default_seconds`` the default tile's in the
-    same interleaved batch. ``stage`` is ``search``, or ``final`` for the choice of a finished search, measured again
-    against the default: the only stage that compilation reads. ``trials`` is the number the search was given.
+    Of a GPU's kernels ``cpu`` is the GPU. ``seconds`` is the median of one call, None where the tile failed;
+    ``default_seconds`` the default tile's in the same interleaved batch. ``stage`` is ``search``, or ``final`` for the
+    choice of a finished search, measured again against the default: the only stage that compilation reads. ``trials``
+    is the number the search was given.
     """
 
     spec: KernelSpec

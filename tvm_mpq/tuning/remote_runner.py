@@ -22,7 +22,7 @@ _ATTEMPTS = 2
 
 
 class RemoteRunner:
-    """Times on the devices at ``place``, whose processors are called ``cpu``, with ``threads`` threads.
+    """Times on the devices at ``place``, whose processors (or GPUs) are called ``cpu``, with ``threads`` threads.
 
     A batch is divided among the devices there are at the moment, and its first job, which the others are compared with,
     runs on each of them: what the others took there is scaled, round by round, to the device that the first part ran
@@ -42,6 +42,7 @@ class RemoteRunner:
     ) -> None:
         self.cpu = cpu
         self._place, self._threads, self._seed, self._seconds, self._say = place, threads, seed, seconds, say
+        self._on_gpu = target.gpu is not None
         self._builds = Builds(target, self._time)
         self._connections = WorkerPool(_MOST_DEVICES)
         self._parts = ThreadPoolExecutor(_MOST_DEVICES)
@@ -61,7 +62,7 @@ class RemoteRunner:
 
     def _time(self, paths: list[str], parameters: list[Any], rounds: int) -> list[list[float]]:
         (host, port), key = self._place.address, self._place.key
-        others = (paths, parameters, self._threads, rounds, self._seed)
+        others = (paths, parameters, self._threads, rounds, self._seed, self._on_gpu)
         request = ("measure_on_device", host, port, key, self._seconds, *others)
         # To wait for a free device, and then to use it.
         limit = self._seconds + longest(self._seconds, (Path(path).stat().st_size for path in paths))

@@ -12,6 +12,8 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from tvm_mpq.cpu import cpu_name
+from tvm_mpq.cuda.linking import linking_environment
+from tvm_mpq.cuda.nvcc import working_nvcc
 from tvm_mpq.kernels.spec import KernelSpec, Tile
 from tvm_mpq.runtime.threads import available_threads
 from tvm_mpq.target import Target
@@ -46,7 +48,7 @@ class Runner(Protocol):
 
     @property
     def cpu(self) -> str:
-        """The processor's name."""
+        """The name of the processor, or GPU, that runs the kernels."""
 
     def measure(self, jobs: Sequence[Job], rounds: int) -> list[Timing]:
         """Time each job in each of ``rounds`` rounds, the jobs interleaved."""
@@ -67,16 +69,22 @@ class Builds:
     """Builds jobs on all processors, has ``time`` measure them, and finds out which of them is at fault for a crash."""
 
     def __init__(self, target: Target, time: TimeLibraries) -> None:
-        self._target, self._time = target.tvm_dict(), time
-        self._builders = WorkerPool(available_threads())
+        self._time = time
+        self._how: tuple[Any, ...] = ("build", target.tvm_dict())
         self._folder = tempfile.TemporaryDirectory(prefix="tvm-mpq-tune-")
+        environment: dict[str, str] = {}
+        if target.gpu is not None:
+            self._how = ("build_cuda", target.tvm_dict(), target.gpu.architectures, working_nvcc())
+            environment = linking_environment(Path(self._folder.name))
+        self._builders = WorkerPool(available_threads(), environment)
         self._numbers = itertools.count()
 
     def measure(self, jobs: Sequence[Job], rounds: int) -> list[Timing]:
         """See :class:`Runner`."""
         paths = [str(Path(self._folder.name) / f"{next(self._numbers)}.so") for _ in jobs]
+        function, *details = self._how
         requests = [
-            ("build", spec.to_json(), tile_to_json(tile), self._target, path)
+            (function, spec.to_json(), tile_to_json(tile), *details, path)
             for (spec, tile), path in zip(jobs, paths, strict=True)
         ]
         built = self._builders.map(requests, _BUILD_SECONDS)
@@ -113,13 +121,14 @@ class Builds:
 class LocalRunner:
     """Builds on all processors, then times in one process with ``threads`` threads while nothing builds.
 
+    Kernels for a GPU are timed on the first one, whose name is ``cpu`` then.
     It does what MetaSchedule's LocalBuilder and LocalRunner do, in the third of the time for small kernels: workers
     stay alive between batches, and a batch is timed interleaved, which cancels most of what else the machine does.
     """
 
-    def __init__(self, target: Target, threads: int, seed: int = 0) -> None:
-        self.cpu = cpu_name()
-        self._threads, self._seed = threads, seed
+    def __init__(self, target: Target, threads: int, seed: int = 0, cpu: str = "") -> None:
+        self.cpu = cpu or cpu_name()
+        self._threads, self._seed, self._on_gpu = threads, seed, target.gpu is not None
         self._timer = Worker()
         self._builds = Builds(target, self._time)
 
@@ -128,7 +137,7 @@ class LocalRunner:
         return self._builds.measure(jobs, rounds)
 
     def _time(self, paths: list[str], parameters: list[Any], rounds: int) -> list[list[float]]:
-        request = ("measure", paths, parameters, self._threads, rounds, self._seed)
+        request = ("measure", paths, parameters, self._threads, rounds, self._seed, self._on_gpu)
         answer: list[list[float]] = self._timer.call(request, _MEASURE_SECONDS)
         return answer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.progress import Progress
@@ -50,13 +51,22 @@ def tune_model(
     threads = where.threads(threads)
     if trials < 1:
         raise MpqError(f"cannot tune with {trials} trials: give --trials of at least 1")
+    which = "this machine" if device is None else "the device"
+    measured, cpu = machine, where.cpu
     if machine.gpu is not None:
-        raise MpqError(
-            f"kernels of the target {machine.name} are not tuned: they take the default tiles of their programs"
+        gpu = where.gpu
+        if gpu is None:
+            raise MpqError(
+                f"no NVIDIA GPU in {which}, or no driver (libcuda.so.1): kernels of the target {machine.name} are "
+                "measured on one, here or with --rpc where 'tvm-mpq rpc-server' runs"
+            )
+        # Threads of the processor make no difference, and code for other GPUs need not be made.
+        threads, cpu = 1, gpu.name
+        measured = replace(
+            machine, gpu=replace(machine.gpu, architectures=(gpu.code(machine.gpu.architectures),))
         )
     missing = missing_features(machine, where.features)
     if missing:
-        which = "this machine" if device is None else "the device"
         raise MpqError(
             f"{which} cannot measure code for the target {machine.name}: it lacks {', '.join(missing)}"
         )
@@ -72,9 +82,9 @@ def tune_model(
         plans["fp32"] = workloads(mod, PrecisionPlan.uniform(names, FP32), machine)
     runner: Runner
     if device is None:
-        runner = LocalRunner(machine, threads, seed)
+        runner = LocalRunner(measured, threads, seed, cpu)
     else:
-        runner = RemoteRunner(machine, threads, device.place, where.cpu, seed, device.seconds, say)
+        runner = RemoteRunner(measured, threads, device.place, cpu, seed, device.seconds, say)
         device.close()  # The runner asks for devices itself.
     with runner:
         tuner = Tuner(runner, log_folder(Path(logs), machine), threads, seed, time_limit, say, progress)

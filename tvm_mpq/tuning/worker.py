@@ -16,10 +16,12 @@ from typing import Any
 
 from tvm_mpq.runtime.kernel_timing import measure_kernels
 from tvm_mpq.tuning.building import build_tile
+from tvm_mpq.tuning.building_cuda import build_cuda_tile
 from tvm_mpq.tuning.remote import measure_on_device
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "build": build_tile,
+    "build_cuda": build_cuda_tile,
     "measure": measure_kernels,
     "measure_on_device": measure_on_device,
 }

@@ -21,14 +21,13 @@ from tvm_mpq.kernels.convolution import (
     packed_weight_shape,
 )
 from tvm_mpq.kernels.cuda.patches import Place, place
+from tvm_mpq.kernels.cuda.stages import Each
 from tvm_mpq.kernels.cuda.tile import CudaTile
 from tvm_mpq.kernels.emit import When
 from tvm_mpq.kernels.emitting import argument, program
 from tvm_mpq.kernels.intrinsic import Intrinsic
 from tvm_mpq.kernels.narrow_weights import stored_dtype
 from tvm_mpq.kernels.requantize import requantize
-
-_UNROLLED = 16
 
 
 @dataclass(frozen=True)
@@ -50,14 +49,15 @@ class BlockProgram(ABC):
         self.problem, self.tile = problem, tile
         self.shape, self.row, self.out = problem.shape, problem.row, problem.out
         self.integer = problem.in_dtype == "uint8"
+        # Integers, two in a byte or one, with a scale for each column.
+        self.codes = problem.row.weight in ("int8", "uint8")
         self.weight_shape = packed_weight_shape(self.shape, self.row)
         self.groups, self.blocks, self.steps = self.weight_shape[:3]
         self.lanes = self.row.lanes
         self.channels = self.shape.out_channels // self.shape.groups
         self.length = self.steps * self.row.group
         self.column_blocks = tile.columns // self.lanes
-        # Fragments of sums begin at 32 bytes, and columns of them in different banks.
-        self.c_stride = tile.columns + 4
+        self.c_stride = c_stride(tile)
 
     def emit(self) -> PrimFunc:
         """The function."""
@@ -95,7 +95,7 @@ class BlockProgram(ABC):
             self.factor = argument("factor", factors, "int8")
         each = (self.groups, self.blocks, self.lanes)
         self.bias = argument("bias", each, row.accumulator)
-        if self.integer or row.weight == "int8":
+        if self.integer or self.codes:
             self.multiplier = argument("multiplier", each, "float32")
         if self.integer:
             self.grid = argument("grid", (2,), "int32")
@@ -138,7 +138,7 @@ class BlockProgram(ABC):
     def _finished(self, m: Expr, channel: Expr, total: Expr) -> Expr:
         at = (self.g, channel // self.lanes, channel % self.lanes)
         if not self.integer:
-            scaled = total * self.multiplier[at] if self.row.weight == "int8" else total
+            scaled = total * self.multiplier[at] if self.codes else total
             return activate(scaled + self.bias[at], self.out)
         value = total + self.bias[at]
         if self.out.dtype != "uint8":
@@ -147,25 +147,9 @@ class BlockProgram(ABC):
         return self.addition.element(code, m, channel) if self.problem.adds else code
 
 
-class Each:
-    """The numbers below ``count``, shared evenly by ``threads``."""
-
-    def __init__(self, count: int, threads: int, t: Expr) -> None:
-        self.count, self.threads, self.t = count, threads, t
-        turns = -(-count // threads)
-        # All turns' loads go ahead of their stores, each with registers of its own: more would not be left.
-        self.loop = T.unroll(0, turns) if turns <= _UNROLLED else T.serial(0, turns)
-
-    def __enter__(self) -> Expr:
-        turn = self.loop.__enter__()
-        index = turn * self.threads + self.t
-        self.guard = When([] if self.count % self.threads == 0 else [index < self.count])
-        self.guard.__enter__()
-        return T.bind(index)
-
-    def __exit__(self, *error: object) -> None:
-        self.guard.__exit__(*error)
-        self.loop.__exit__(*error)
+def c_stride(tile: CudaTile) -> int:
+    """Elements from one row of a block's sums to the next: columns of fragments are in different banks."""
+    return tile.columns + 4
 
 
 def shared(length: int, dtype: str) -> Buffer:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 from tvm.tirx import PrimFunc
 
 from tvm_mpq.kernels.cuda.block_program import Problem
+from tvm_mpq.kernels.cuda.default_tile import default_cuda_tile
 from tvm_mpq.kernels.cuda.dot_depthwise import dot_depthwise, dot_depthwise_fits
 from tvm_mpq.kernels.cuda.dot_rows import dot_rows, dot_rows_fits, dot_rows_tile
 from tvm_mpq.kernels.cuda.scalar_core import scalar_core
 from tvm_mpq.kernels.cuda.schedule_threads import schedule_threads
 from tvm_mpq.kernels.cuda.spelling import register
 from tvm_mpq.kernels.cuda.tensor_core import tensor_core
-from tvm_mpq.kernels.cuda.tile import TENSOR_CORE, CudaTile, default_cuda_tile
+from tvm_mpq.kernels.cuda.tile import TENSOR_CORE, CudaTile
 from tvm_mpq.kernels.cuda.units import Unit
 from tvm_mpq.kernels.depthwise import depthwise
 

@@ -12,15 +12,6 @@ from tvm_mpq.kernels.elementwise import Shape, bounded
 from tvm_mpq.kernels.requantize import requantize
 
 
-def batched_matmul(batch: int, rows: int, depth: int, columns: int) -> PrimFunc:
-    """a [batch, rows, depth] · b [batch, depth, columns] → out [batch, rows, columns], float32."""
-    a = te.placeholder((batch, rows, depth), "float32", "a")
-    b = te.placeholder((batch, depth, columns), "float32", "b")
-    k = te.reduce_axis((0, depth), "k")
-    out = te.compute((batch, rows, columns), lambda n, i, j: te.sum(a[n, i, k] * b[n, k, j], axis=k), "out")
-    return te.create_prim_func([a, b, out])
-
-
 def concat(shapes: Sequence[Shape], axis: int, dtype: str, rescaled: Sequence[bool]) -> PrimFunc:
     """Join tensors along ``axis``: parameters and results of :func:`tvm_mpq.kernels.joining.concat`."""
     rows = math.prod(shapes[0][:axis])

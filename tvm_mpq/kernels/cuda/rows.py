@@ -12,12 +12,10 @@ from tvm_mpq.kernels.cuda.block_program import shared
 from tvm_mpq.kernels.cuda.tile import WARP
 from tvm_mpq.kernels.emit import When
 from tvm_mpq.kernels.emitting import argument, program, store
+from tvm_mpq.kernels.rows import LOWEST, Combine
 
 _ROWS = 4
 """Rows of a thread block."""
-_LOWEST = -3.4028234663852886e38
-
-Combine = Callable[[Expr, Expr], Expr]
 
 
 def softmax(rows: int, length: int) -> PrimFunc:
@@ -25,7 +23,7 @@ def softmax(rows: int, length: int) -> PrimFunc:
     with program() as builder:
         x, out = (argument(name, (rows, length), "float32") for name in ("x", "out"))
         with T.sblock("root"), _each_row(rows, length) as row:
-            most = row.reduced(_LOWEST, T.max, lambda k: x[row.place, k])
+            most = row.reduced(LOWEST, T.max, lambda k: x[row.place, k])
 
             def power(k: Expr) -> Expr:
                 return T.exp(x[row.place, k] - most)

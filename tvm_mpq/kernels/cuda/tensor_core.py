@@ -3,9 +3,9 @@
 The input is unfolded to a matrix on the way (NHWC, see ``convolution``): a thread block makes a tile of it at a time in
 shared memory, beside the weights of its columns, and each warp multiplies fragments of both.
 
-    for step in reduction / depth:
+    for step in reduction / depth:                    (see ``stages``)
         shared a[rows, depth·16] = patches: x − 128 as int8, or x rounded to float16; the zero-point, or 0, in padding
-        shared b[columns / 16, depth, 16 columns, 16] = weights, unpacked (and times their groups' factors)
+        shared b[columns / 16, depth, 16 columns, 16] = weights, unpacked (see ``weight_stage``)
         acc += a · b                                  (wmma: int32, or float32, sums)
     shared c = acc;  out = c + bias, requantized, or rescaled to float, or activated
 
@@ -14,21 +14,24 @@ Rows, columns and the reduction are padded to whole fragments, so that every sha
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
-from tvm.tirx import Buffer, Expr, PrimFunc
+from tvm.tirx import Expr, PrimFunc
 
-from tvm_mpq.kernels.cuda.block_program import BlockProgram, Problem, all_of, shared, span, vector
+from tvm_mpq.kernels.convolution import ConvolutionShape, packed_weight_shape
+from tvm_mpq.kernels.cuda.block_program import BlockProgram, Problem, all_of, c_stride, shared, span, vector
+from tvm_mpq.kernels.cuda.fragments import AREA, Operand, WarpProduct
 from tvm_mpq.kernels.cuda.patches import vector_of
-from tvm_mpq.kernels.cuda.tile import FRAGMENT, WARP, CudaTile
-from tvm_mpq.kernels.cuda.words import codes_of_nibbles
+from tvm_mpq.kernels.cuda.stages import MOST_UNROLLED, Stage, run_stages
+from tvm_mpq.kernels.cuda.tile import FRAGMENT, CudaTile
+from tvm_mpq.kernels.cuda.weight_stage import WeightParts, weight_stage
+from tvm_mpq.kernels.intrinsic import Intrinsic
 from tvm_mpq.kernels.neon import OFFSET
-from tvm_mpq.kernels.tensor_intrinsics import NIBBLE_OFFSET
 
-_AREA = FRAGMENT * FRAGMENT
-_SIZES = (FRAGMENT, FRAGMENT, FRAGMENT)
+_EACH = 0x01010101
 _PAD = {"int8": 32, "float16": 8}
 """Elements that keep what is written to ``a`` at a time from meeting in the same banks of shared memory."""
-_NO_CODES = NIBBLE_OFFSET * 0x11111111
 
 
 def tensor_core(problem: Problem, tile: CudaTile) -> PrimFunc:
@@ -36,141 +39,124 @@ def tensor_core(problem: Problem, tile: CudaTile) -> PrimFunc:
     return _TensorCore(problem, tile).emit()
 
 
+def tensor_shared(row: Intrinsic, tile: CudaTile) -> int:
+    """Bytes of shared memory that a block of ``tile`` has."""
+    size = 1 if row.activation == "int8" else 2
+    staged = _Patches.of(row, tile).length + tile.columns * tile.depth * FRAGMENT
+    return size * staged + 4 * tile.rows * c_stride(tile)
+
+
+def tensor_held(shape: ConvolutionShape, row: Intrinsic, tile: CudaTile) -> int:
+    """How many registers of a thread hold what is loaded ahead; 0 where it can hold nothing.
+
+    That is where there is one step only, single bytes are moved, or loops over a thread's parts are not unrolled.
+    """
+    depth = tile.depth * FRAGMENT
+    v = _vector_of(shape, row)
+    integer = row.activation == "int8"
+    if packed_weight_shape(shape, row)[2] == tile.depth or (integer and v < 4):
+        return 0
+    weights = WeightParts.of(row)
+    parts = [
+        (tile.rows * depth // v, v // 4 if integer else v),
+        (tile.columns * tile.depth * weights.per_lane, weights.words + row.multiplied),
+    ]
+    turns = [(-(-count // tile.threads), each) for count, each in parts]
+    if max(count for count, _ in turns) > MOST_UNROLLED:
+        return 0
+    return sum(count * each for count, each in turns)
+
+
+def _vector_of(shape: ConvolutionShape, row: Intrinsic) -> int:
+    """Neighbours in memory that a thread moves at once: up to 16 bytes."""
+    return vector_of(shape, 16 if row.activation == "int8" else 4)
+
+
+@dataclass(frozen=True)
+class _Patches:
+    """How ``a`` lies: elements from row to row and from one depth of fragments to the next, and in all."""
+
+    stride: int
+    depth_stride: int
+    length: int
+
+    @classmethod
+    def of(cls, row: Intrinsic, tile: CudaTile) -> _Patches:
+        """Fragments must begin at 32 bytes: those of bytes lie one after the other, all rows of one depth together."""
+        pad, depth = _PAD[row.activation], tile.depth * FRAGMENT
+        if row.activation == "int8":
+            depth_stride = tile.rows * FRAGMENT + pad
+            return cls(FRAGMENT, depth_stride, tile.depth * depth_stride)
+        return cls(depth + pad, FRAGMENT, tile.rows * (depth + pad))
+
+
 class _TensorCore(BlockProgram):
     def __init__(self, problem: Problem, tile: CudaTile) -> None:
         super().__init__(problem, tile)
-        self.depth = tile.depth * FRAGMENT
-        # Fragments must begin at 32 bytes: those of bytes lie one after the other, with all rows of one depth together.
-        self.by_depth = self.row.activation == "int8"
-        pad = _PAD[self.row.activation]
-        self.stride = FRAGMENT if self.by_depth else self.depth + pad
-        self.depth_stride = tile.rows * FRAGMENT + pad if self.by_depth else FRAGMENT
-        self.a_length = tile.depth * self.depth_stride if self.by_depth else tile.rows * self.stride
+        if self.steps % tile.depth:
+            raise ValueError(f"{tile.depth} fragments do not divide a reduction of {self.steps}")
 
     def multiply(self) -> None:
         """By fragments, each warp its own."""
-        tile, dtype = self.tile, self.row.activation
-        self.a = shared(self.a_length, dtype)
-        self.b = shared(tile.columns * self.depth, dtype)
-        rows, columns = tile.fragments
-        warp = self.t // WARP
-        warp_row = warp // tile.warp_columns * (rows * FRAGMENT)
-        warp_column = warp % tile.warp_columns * (columns * FRAGMENT)
-        acc = _fragments(rows * columns, self.row.accumulator, "accumulator")
-        left = _fragments(rows, dtype, "matrix_a")
-        right = _fragments(columns, dtype, "matrix_b")
-        zero = T.float32(0.0)
-        for each in range(rows * columns):
-            _call(T.tvm_fill_fragment(acc.data, *_SIZES, each, zero))
-        with T.serial(0, self.steps // tile.depth) as step:
-            self._stage_patches(step)
-            self._stage_weights(step)
-            for k in range(tile.depth):
-                for i in range(rows):
-                    at = (warp_row + i * FRAGMENT) * self.stride + k * self.depth_stride
-                    source = self.a.access_ptr("r", offset=at)
-                    _call(T.tvm_load_matrix_sync(left.data, *_SIZES, i, source, self.stride, "row_major"))
-                for j in range(columns):
-                    at = ((warp_column // FRAGMENT + j) * tile.depth + k) * _AREA
-                    source = self.b.access_ptr("r", offset=at)
-                    _call(T.tvm_load_matrix_sync(right.data, *_SIZES, j, source, FRAGMENT, "col_major"))
-                for i in range(rows):
-                    for j in range(columns):
-                        at = i * columns + j
-                        _call(T.tvm_mma_sync(acc.data, at, left.data, i, right.data, j, acc.data, at))
-        for i in range(rows):
-            for j in range(columns):
-                at = (warp_row + i * FRAGMENT) * self.c_stride + warp_column + j * FRAGMENT
-                target = self.c.access_ptr("w", offset=at)
-                _call(
-                    T.tvm_store_matrix_sync(
-                        acc.data, *_SIZES, i * columns + j, target, self.c_stride, "row_major"
-                    )
-                )
-
-    def _stage_patches(self, step: Expr) -> None:
-        v = vector_of(self.shape, 16 if self.integer else 4)
-        per_row = self.depth // v
-        with self.each(self.tile.rows * per_row) as index:
-            i, k = index // per_row, index % per_row * v
-            at = self.patch(i, T.bind(step * self.depth + k))
-            value, inside = self.x[at.pixel, span(at.channel, v)], all_of(at.conditions)
-            target = span(k // FRAGMENT * self.depth_stride + i * self.stride + k % FRAGMENT, v)
-            if self.integer:
-                stored = self._codes(inside, value, v)
-            else:
-                zero = T.broadcast(T.float32(0.0), v) if v > 1 else T.float32(0.0)
-                stored = T.cast(T.if_then_else(inside, value, zero), vector("float16", v))
-            T.buffer_store(self.a, stored, [target])
-
-    def _codes(self, inside: Expr, value: Expr, lanes: int) -> Expr:
-        """uint8 ``value`` where it is ``inside`` and else the zero-point, less 128, as int8."""
-        if lanes < 4:
-            fill = T.cast(self.grid[0], "uint8")
-            chosen = T.if_then_else(inside, value, fill if lanes == 1 else T.broadcast(fill, lanes))
-            flip = T.uint8(OFFSET) if lanes == 1 else T.broadcast(T.uint8(OFFSET), lanes)
-            return T.reinterpret(chosen ^ flip, dtype=vector("int8", lanes))
-        words = lanes // 4
-        fill = T.cast(self.grid[0], "uint32") * T.uint32(0x01010101)
-        flip = T.uint32(OFFSET * 0x01010101)
-        if words > 1:
-            fill, flip = T.broadcast(fill, words), T.broadcast(flip, words)
-        chosen = T.if_then_else(inside, T.reinterpret(value, dtype=vector("uint32", words)), fill)
-        return T.reinterpret(chosen ^ flip, dtype=f"int8x{lanes}")
-
-    def _stage_weights(self, step: Expr) -> None:
-        if self.row.nibbles:
-            self._unpack_weights(step)
-            return
-        v = 16 if self.row.weight == "int8" else 8
-        per_lane = FRAGMENT // v
-        per_block = self.tile.depth * FRAGMENT * per_lane
-        with self.each(self.column_blocks * per_block) as index:
-            block, within = index // per_block, index % per_block
-            k, lane, part = (
-                within // (FRAGMENT * per_lane),
-                within // per_lane % FRAGMENT,
-                within % per_lane * v,
-            )
-            source = self.weight[
-                self.g, self.first_block + block, step * self.tile.depth + k, 0, lane, span(part, v)
-            ]
-            # TVM spells a vector of sixteen equal bytes wrongly: it is made of words.
-            zero = T.reinterpret(T.broadcast(T.uint32(0), 4), dtype=f"{self.row.weight}x{v}")
-            value = T.if_then_else(self.first_block + block < self.blocks, source, zero)
-            T.buffer_store(self.b, value, [span(index * v, v)])
-
-    def _unpack_weights(self, step: Expr) -> None:
-        """Two codes a byte: those of places 0 … 7 of a fragment in the low halves, of 8 … 15 in the high ones."""
-        per_block = self.tile.depth * FRAGMENT
-        with self.each(self.column_blocks * per_block) as index:
-            block, k, lane = index // per_block, index % per_block // FRAGMENT, index % FRAGMENT
-            at = T.bind(step * self.tile.depth + k)
-            inside = self.first_block + block < self.blocks
-            for half in range(2):
-                source = self.weight[self.g, self.first_block + block, at, 0, lane, T.ramp(half * 4, 1, 4)]
-                word = T.bind(
-                    T.if_then_else(inside, T.reinterpret(source, dtype="uint32"), T.uint32(_NO_CODES))
-                )
-                for high in range(2):
-                    codes = T.reinterpret(codes_of_nibbles(word, high), dtype="int8x4")
-                    if self.row.multiplied:
-                        codes = self._times_factor(codes, block, at, lane, inside)
-                    target = span(index * FRAGMENT + 8 * high + 4 * half, 4)
-                    T.buffer_store(self.b, codes, [target])
-
-    def _times_factor(self, codes: Expr, block: Expr, step: Expr, lane: Expr, inside: Expr) -> Expr:
-        row_steps = self.steps // self.shape.kernel[0]
-        row_groups = -(-self.shape.run // self.problem.weight_group)
-        at = step // row_steps * row_groups + step % row_steps * FRAGMENT // self.problem.weight_group
-        factor = T.if_then_else(inside, self.factor[self.g, self.first_block + block, at, lane], T.int8(0))
-        wide = T.Cast("int32x4", codes) * T.broadcast(T.bind(T.Cast("int32", factor)), 4)
-        return T.Cast("int8x4", wide)
+        patches, weights = _PatchStage(self), weight_stage(self)
+        lies = patches.lies
+        left = Operand(
+            *(patches.a, "row_major", lies.stride), lambda row, k: row * lies.stride + k * lies.depth_stride
+        )
+        right = Operand(
+            *(weights.b, "col_major", FRAGMENT),
+            lambda column, k: (column // FRAGMENT * self.tile.depth + k) * AREA,
+        )
+        product = WarpProduct(self.tile, self.t, self.row.activation, self.row.accumulator)
+        steps = self.steps // self.tile.depth
+        run_stages([patches, weights], steps, self.tile.ahead, lambda: product.add(left, right))
+        product.store(self.c, self.c_stride)
 
 
-def _fragments(count: int, dtype: str, kind: str) -> Buffer:
-    return T.alloc_buffer((count * _AREA,), dtype, scope=f"wmma.{kind}", layout=None)
+class _PatchStage(Stage):
+    """``a``: patches of the input. A part are so many neighbours in memory as a thread can move at once."""
+
+    def __init__(self, program: BlockProgram) -> None:
+        self.program, tile = program, program.tile
+        self.lies = _Patches.of(program.row, tile)
+        self.a = shared(self.lies.length, program.row.activation)
+        self.depth = tile.depth * FRAGMENT
+        self.v = _vector_of(program.shape, program.row)
+        self.words = self.v // 4 if program.integer else 0
+        held = ("float32", self.v) if not program.integer else ("uint32", self.words)
+        super().__init__(
+            *(tile.rows * self.depth // self.v, tile.threads, program.t),
+            [held if self.words or not program.integer else ("uint8", self.v)],
+        )
+
+    def load(self, part: Expr, step: Expr) -> list[Expr]:
+        """Elements of the input, as words where they are bytes, and what stands for those outside of it."""
+        program, (i, k) = self.program, self._place(part)
+        at = program.patch(i, T.bind(step * self.depth + k))
+        value, inside = program.x[at.pixel, span(at.channel, self.v)], all_of(at.conditions)
+        if not program.integer:
+            return [T.if_then_else(inside, value, _spread(T.float32(0.0), self.v))]
+        if not self.words:
+            return [T.if_then_else(inside, value, _spread(T.cast(program.grid[0], "uint8"), self.v))]
+        fill = _spread(T.cast(program.grid[0], "uint32") * T.uint32(_EACH), self.words)
+        return [T.if_then_else(inside, T.reinterpret(value, dtype=vector("uint32", self.words)), fill)]
+
+    def store(self, part: Expr, values: list[Expr]) -> None:
+        """Rounded to half floats, or less 128."""
+        i, k = self._place(part)
+        place = k // FRAGMENT * self.lies.depth_stride + i * self.lies.stride + k % FRAGMENT
+        if not self.program.integer:
+            value = T.cast(values[0], vector("float16", self.v))
+        else:
+            flip = T.uint32(OFFSET * _EACH) if self.words else T.uint8(OFFSET)
+            value = values[0] ^ _spread(flip, self.words or self.v)
+            value = T.reinterpret(value, dtype=vector("int8", self.v))
+        T.buffer_store(self.a, value, [span(place, self.v)])
+
+    def _place(self, part: Expr) -> tuple[Expr, Expr]:
+        per_row = self.depth // self.v
+        return part // per_row, part % per_row * self.v
 
 
-def _call(value: Expr) -> None:
-    T.evaluate(value)
+def _spread(value: Expr, lanes: int) -> Expr:
+    return T.broadcast(value, lanes) if lanes > 1 else value

@@ -1,11 +1,9 @@
-"""How a thread block of a tensor-core kernel is cut, and the default for a shape."""
+"""How a thread block of a tensor-core kernel is cut, and how large for how many results."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-
-from tvm_mpq.kernels.convolution import ConvolutionShape, packed_weight_shape
-from tvm_mpq.kernels.intrinsic import Intrinsic
 
 FRAGMENT = 16
 """Rows, columns and depth of the matrices that one warp's multiplication takes."""
@@ -20,7 +18,8 @@ STEP = 16
 class CudaTile:
     """A thread block makes ``rows`` × ``columns`` results, ``depth`` fragments of the reduction at a time.
 
-    Its warps stand ``warp_rows`` × ``warp_columns``; each has an equal part of the results, in fragments.
+    Its warps stand ``warp_rows`` × ``warp_columns``; each has an equal part of the results, in fragments. ``ahead``:
+    what it multiplies next is loaded meanwhile (see ``stages``).
     """
 
     rows: int
@@ -28,6 +27,7 @@ class CudaTile:
     depth: int
     warp_rows: int
     warp_columns: int
+    ahead: bool = False
 
     @property
     def threads(self) -> int:
@@ -47,33 +47,18 @@ TENSOR_CORE = ("imma", "hmma")
 """Families of the table's rows that multiply fragments of bytes and of half floats."""
 _BLOCKS = 64
 """So many thread blocks keep small and large GPUs busy; fewer are made smaller while they can be."""
-_MOST_DEPTH = {"int8": 8, "float16": 4}
 
 
-def default_cuda_tile(shape: ConvolutionShape, row: Intrinsic) -> CudaTile:
-    """The largest tile of 128 to 16 rows and columns that still makes enough blocks, and wastes little of the edges."""
-    _, blocks, steps = packed_weight_shape(shape, row)[:3]
-    matrices = row.family in TENSOR_CORE
-    most = _MOST_DEPTH[row.activation] if matrices else 1
-    depth = max(d for d in range(1, most + 1) if steps % d == 0)
-    columns = min(64, FRAGMENT * _power_of_two(blocks))
-    rows = min(64, FRAGMENT * _power_of_two(-(-shape.rows // FRAGMENT)))
-    if not matrices:
-        columns = max(columns, 32)
-
-    def count() -> int:
-        return shape.groups * -(-shape.rows // rows) * -(-blocks * FRAGMENT // columns)
-
-    while count() < _BLOCKS and max(rows, columns) > 32:
-        if rows >= columns:
-            rows //= 2
+def spread_tile(rows: int, columns: int, depth: int, count: Callable[[int, int], int]) -> CudaTile:
+    """Up to 64 × 64 of ``rows`` × ``columns`` results; less, down to 32, where ``count`` of such blocks were few."""
+    tall, wide = (min(64, FRAGMENT * _power_of_two(-(-extent // FRAGMENT))) for extent in (rows, columns))
+    while count(tall, wide) < _BLOCKS and max(tall, wide) > 32:
+        if tall >= wide:
+            tall //= 2
         else:
-            columns //= 2
-    if not matrices:
-        return CudaTile(rows, columns, depth, rows * columns // (PART * PART * WARP), 1)
-    warp_rows = 2 if rows > FRAGMENT else 1
-    warp_columns = 2 if columns > FRAGMENT else 1
-    return CudaTile(rows, columns, depth, warp_rows, warp_columns)
+            wide //= 2
+    warp_rows, warp_columns = (2 if extent > FRAGMENT else 1 for extent in (tall, wide))
+    return CudaTile(tall, wide, depth, warp_rows, warp_columns)
 
 
 def _power_of_two(value: int) -> int:

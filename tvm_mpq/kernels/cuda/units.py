@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Literal
+
+from tvm.tirx import PrimFunc
 
 from tvm_mpq.runtime.metadata import KernelCall
 
@@ -17,6 +20,15 @@ _UNITS: dict[str, Unit] = {
     "ffma": "plain",
 }
 """By the steps of ``tvm_mpq.gpu``."""
+
+
+WORK = "mpq.work"
+"""On a kernel without weights that multiplies matrices: JSON [step, multiply-accumulates, those with padding]."""
+
+
+def with_work(kernel: PrimFunc, step: str, macs: int, steps: float) -> PrimFunc:
+    """``kernel``, marked with what a call of it does."""
+    return kernel.with_attr(WORK, json.dumps([step, macs, steps]))
 
 
 def macs_by_unit(calls: Iterable[KernelCall]) -> dict[Unit, int]:

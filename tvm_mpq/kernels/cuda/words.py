@@ -17,9 +17,29 @@ def flipped(word: Expr) -> Expr:
 
 def codes_of_nibbles(word: Expr, high: int) -> Expr:
     """The low, or high, halves of a word's four bytes less eight, as four int8 in an int32."""
-    half = T.bitwise_and(T.shift_right(word, T.uint32(4 * high)), T.uint32(0x0F * _EACH))
+    half = nibbles(word, 4 * high)
     # 0x78 … 0x87 and then the sign turned over: −8 … 7, and no byte borrows from another.
     return T.reinterpret((half + T.uint32(0x78 * _EACH)) ^ T.uint32(0x80 * _EACH), dtype="int32")
+
+
+def nibbles(word: Expr, shift: int | Expr) -> Expr:
+    """The low (``shift`` 0), or high (4), halves of a word's four bytes, as the low ones."""
+    return T.bitwise_and(T.shift_right(word, T.cast(shift, "uint32")), T.uint32(0x0F * _EACH))
+
+
+def halves_of_bytes(word: Expr, offset: int, factor: Expr | None) -> list[Expr]:
+    """A word's four bytes less ``offset`` (times ``factor``, a float16) as float16, in two words.
+
+    Exact: a half float of 1024 and up to 255 more has a byte as its low one, and products are within a byte's range.
+    """
+    result = []
+    for selector in (0x4140, 0x4342):
+        pair = T.reinterpret(T.bind(_picked(word, T.uint32(0x64 * _EACH), selector)), dtype="float16x2")
+        pair = pair - T.broadcast(T.float16(1024.0 + offset), 2)
+        if factor is not None:
+            pair = pair * T.broadcast(factor, 2)
+        result.append(T.bind(T.reinterpret(pair, dtype="uint32")))
+    return result
 
 
 def dot(activations: Expr, codes: Expr, total: Expr) -> Expr:

@@ -1,0 +1,33 @@
+"""The tile that a GPU's convolution or matrix multiplication has where none was tuned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tvm_mpq.kernels.convolution import ConvolutionShape, packed_weight_shape
+from tvm_mpq.kernels.cuda.squares import square_tile
+from tvm_mpq.kernels.cuda.tensor_core import tensor_held
+from tvm_mpq.kernels.cuda.tile import FRAGMENT, STEP, TENSOR_CORE, CudaTile, spread_tile
+from tvm_mpq.kernels.intrinsic import Intrinsic
+
+_MOST_DEPTH = {"int8": 8, "float16": 4}
+_MOST_HELD = 40
+"""Registers for what is loaded ahead that leave enough for sums and addresses."""
+
+
+def default_cuda_tile(shape: ConvolutionShape, row: Intrinsic) -> CudaTile:
+    """The largest tile of 128 to 16 rows and columns that still makes enough blocks, and wastes little of the edges."""
+    _, blocks, steps = packed_weight_shape(shape, row)[:3]
+    matrices = row.family in TENSOR_CORE
+    most = _MOST_DEPTH[row.activation] if matrices else 1
+    depth = max(d for d in range(1, most + 1) if steps % d == 0)
+    width = blocks * FRAGMENT
+    tile = spread_tile(
+        *(shape.rows, width if matrices else max(width, 2 * FRAGMENT), depth),
+        lambda rows, columns: shape.groups * -(-shape.rows // rows) * -(-width // columns),
+    )
+    if matrices:
+        # Unpacking to bytes takes registers too: of some kernels that did both the assembler kept two in memory.
+        unpacks = row.nibbles and row.activation == "int8"
+        return replace(tile, ahead=not unpacks and 0 < tensor_held(shape, row, tile) <= _MOST_HELD)
+    return replace(square_tile(tile), ahead=steps > STEP)
