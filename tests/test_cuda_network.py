@@ -101,6 +101,7 @@ def test_a_searched_plan_is_checked_with_its_own_weights(tmp_path: Path) -> None
         {"y": replace(rounded, codes=-rounded.codes)},
         {"y": np.linspace(-1, 1, 8, dtype=np.float32)},
         {"y": 1.25},
+        {},
         {"observer": "minmax", "samples": 2, "seed": 0, "sha256": ""},
     )
     save_plan(saved, plan, weights)

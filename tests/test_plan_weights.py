@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tvm_mpq import plan_weights as plan_weights_module
 from tvm_mpq.errors import MpqError, MpqWarning
-from tvm_mpq.files import sha256
+from tvm_mpq.files import sha256, write_beside
 from tvm_mpq.plan import PrecisionPlan
-from tvm_mpq.plan_weights import PlanWeights, load_plan, save_plan, weights_path
+from tvm_mpq.plan_weights import PlanWeights, load_plan, save_plan
 from tvm_mpq.precision import Precision
 from tvm_mpq.quantization.groups import Grouping
 from tvm_mpq.quantization.weights import QuantizedWeights, largest_code, largest_multiplier
@@ -97,6 +99,11 @@ def example() -> tuple[PrecisionPlan, PlanWeights]:
     return plan, PlanWeights("m" * 64, limits, weights, changes, {"b": 1.5}, {}, origin)
 
 
+def weights_path(plan: Path) -> Path:
+    """The file that a plan names."""
+    return plan.with_name(json.loads(plan.read_text())["weights"]["file"])
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "plan.json"
@@ -111,8 +118,35 @@ def test_a_plan_and_its_weights_come_back_together(saved: Path) -> None:
     assert found is not None
     for name, value in weights.weights.items():
         assert_same_weights(found.weights[name], value)
-    assert {path.name for path in saved.parent.iterdir()} == {"plan.json", "plan.weights.npz"}
+    assert set(saved.parent.iterdir()) == {saved, weights_path(saved)}
     assert weights_path(saved).read_bytes() == weights.to_bytes(), "the same weights are the same bytes"
+
+
+def test_a_plan_is_whole_whenever_saving_another_is_interrupted(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, weights = example()
+    other = replace(weights, scales={"b": 2.0})
+    (saved.parent / "plan.b.weights.npz").touch()
+
+    def interrupted(path: Path, content: bytes) -> None:
+        if path == saved:
+            raise KeyboardInterrupt
+        write_beside(path, content)
+
+    monkeypatch.setattr(plan_weights_module, "write_beside", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_plan(saved, plan, other)
+    found = load_plan(saved)[1]
+    assert found is not None
+    assert found.scales == {"b": 1.5}
+    monkeypatch.undo()
+    save_plan(saved, plan, other)
+    found = load_plan(saved)[1]
+    assert found is not None
+    assert found.scales == {"b": 2.0}
+    left = {path.name for path in saved.parent.iterdir()}
+    assert left == {"plan.json", weights_path(saved).name, "plan.b.weights.npz"}
 
 
 def test_a_plan_can_be_moved_with_its_weights(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -133,7 +167,7 @@ def test_missing_damaged_and_other_weights_are_named(saved: Path) -> None:
     content = beside.read_bytes()
     beside.unlink()
     with pytest.raises(
-        MpqError, match=r"cannot read .*plan\.weights\.npz, the weights of .*plan\.json: No such"
+        MpqError, match=r"cannot read .*plan\.[0-9a-f]{8}\.weights\.npz, the weights of .*plan\.json: No such"
     ):
         load_plan(saved)
     altered = bytearray(content)

@@ -1,12 +1,13 @@
 """What a search chose besides precisions, so that its plan compiles to the very network that it measured.
 
-A plan file ``plan.json`` names it as ``"weights": {"file": "plan.weights.npz", "sha256": "…"}``, beside itself. The
+A plan file ``plan.json`` names it as ``"weights": {"file": "plan.0a1b2c3d.weights.npz", "sha256": "…"}``, beside itself. The
 file is an .npz without pickles: rounded weights and biases of each operator, the ranges of all tensors, scales.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from tvm_mpq.transform.equalize_channels import equalize_channels
 from tvm_mpq.transform.scale_operators import scale_operators
 
 SCHEMA_VERSION = 2
+_ENDING = ".weights.npz"
 
 
 @dataclass(frozen=True)
@@ -122,23 +124,26 @@ class PlanWeights:
             raise MpqError(f"{source} are not a plan's weights: {' '.join(str(error).split())}") from None
 
 
-def weights_path(plan: Path) -> Path:
-    """Where the weights of the plan file ``plan`` are: ``plan.json`` → ``plan.weights.npz``."""
-    return beside_plan(plan, ".weights.npz")
-
-
 def beside_plan(plan: Path, ending: str) -> Path:
     """A file that belongs to the plan file ``plan``: its name without ``.json``, and ``ending``."""
     return plan.with_name(plan.name.removesuffix(".json") + ending)
 
 
 def save_plan(path: Path, plan: PrecisionPlan, weights: PlanWeights) -> None:
-    """Write the plan and beside it its weights, each to a temporary file first and then renamed."""
+    """Write the plan and beside it its weights, each to a temporary file first and then renamed.
+
+    The weights' file is named after its content, and those of an earlier plan of this name go last: at any moment the
+    plan on disk is whole.
+    """
     content = weights.to_bytes()
-    beside = weights_path(path)
+    digest = sha256(content)
+    beside = beside_plan(path, f".{digest[:8]}{_ENDING}")
     write_beside(beside, content)
-    reference = {"file": beside.name, "sha256": sha256(content)}
-    write_beside(path, plan.to_json({"weights": reference}).encode())
+    write_beside(path, plan.to_json({"weights": {"file": beside.name, "sha256": digest}}).encode())
+    named = re.compile(re.escape(beside_plan(path, "").name) + r"\.[0-9a-f]{8}" + re.escape(_ENDING))
+    for other in path.parent.iterdir():
+        if other != beside and named.fullmatch(other.name):
+            other.unlink(missing_ok=True)
 
 
 def load_plan(path: str | Path) -> tuple[PrecisionPlan, PlanWeights | None]:
