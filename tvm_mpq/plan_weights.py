@@ -1,7 +1,8 @@
 """What a search chose besides precisions, so that its plan compiles to the very network that it measured.
 
-A plan file ``plan.json`` names it as ``"weights": {"file": "plan.0a1b2c3d.weights.npz", "sha256": "…"}``, beside itself. The
-file is an .npz without pickles: rounded weights and biases of each operator, the ranges of all tensors, scales.
+A plan file ``plan.json`` names it as ``"weights": {"file": "plan.0a1b2c3d.weights.npz", "sha256": "…"}``, beside
+itself. The file is an .npz without pickles: rounded weights and biases of each operator, the ranges of all tensors,
+scales.
 """
 
 from __future__ import annotations
