@@ -32,6 +32,9 @@ class Stage(ABC):
     ``held`` are dtype and lanes of the vectors that a part is in registers.
     """
 
+    unrolled = MOST_UNROLLED
+    """Turns that :meth:`fill` unrolls."""
+
     def __init__(self, count: int, threads: int, thread: Expr, held: Sequence[tuple[str, int]]) -> None:
         self.count, self.threads, self.thread = count, threads, thread
         self.held = tuple(held)
@@ -52,7 +55,7 @@ class Stage(ABC):
 
     def fill(self, step: Expr) -> None:
         """All parts of ``step``, from memory to shared memory."""
-        with Each(self.count, self.threads, self.thread) as part:
+        with Each(self.count, self.threads, self.thread, self.unrolled) as part:
             self.store(part, [T.bind(value) for value in self.load(part, step)])
 
     def reserve(self) -> None:
@@ -106,11 +109,11 @@ def run_stages(stages: Sequence[Stage], steps: int, ahead: bool, multiply: Calla
 class Each:
     """The numbers below ``count``, shared evenly by ``threads``; ``turn`` counts those of a thread."""
 
-    def __init__(self, count: int, threads: int, t: Expr) -> None:
+    def __init__(self, count: int, threads: int, t: Expr, most: int = MOST_UNROLLED) -> None:
         self.count, self.threads, self.t = count, threads, t
         turns = -(-count // threads)
         # All turns' loads go ahead of their stores, each with registers of its own: more would not be left.
-        self.loop = T.unroll(0, turns) if turns <= MOST_UNROLLED else T.serial(0, turns)
+        self.loop = T.unroll(0, turns) if turns <= most else T.serial(0, turns)
 
     def __enter__(self) -> Expr:
         self.turn = self.loop.__enter__()

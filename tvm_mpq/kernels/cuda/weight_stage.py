@@ -108,6 +108,9 @@ class _Copied(WeightStage):
 class _Nibbles(WeightStage):
     """Two codes a byte: those of places 0 … 7 of a fragment in the low halves, of 8 … 15 in the high ones."""
 
+    # Unpacking takes registers: with several turns' loads under way too the assembler kept some in memory.
+    unrolled = 1
+
     def first(self, part: Expr) -> Expr:
         return T.int32(0)
 
