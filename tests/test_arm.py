@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import subprocess
@@ -153,7 +152,8 @@ def test_every_depthwise_kernel_gives_numpys_bytes(target: str, processor: str, 
     machine = load_target(target)
     zeros = (131, 7)
     functions, arrays, expected = {}, {}, {}
-    for number, (shape, out) in enumerate(itertools.product(DEPTHWISE, ("uint8", "float32"))):
+    cases = [(shape, "uint8") for shape in DEPTHWISE] + [(shape, "float32") for shape in DEPTHWISE[:2]]
+    for number, (shape, out) in enumerate(cases):
         q, codes, bias, multiplier = _codes(shape, 8, number)
         name = f"kernel_{number}"
         if out == "uint8":

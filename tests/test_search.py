@@ -270,7 +270,7 @@ def test_compile_with_a_limit_searches_and_compiles(
     assert "a search needs samples" in fails(command=[*command, *limit])
     assert "needs a limit on the loss" in fails(command=[*command, *samples, "--minimize", "storage"])
     assert not package.exists()
-    code = cli.main([*command, *samples, *limit, "--evaluations", "7"])
+    code = cli.main([*command, *samples, *limit, "--evaluations", "3"])
     assert code == 0
     plan = tmp_path / "m.plan.json"
     assert load_plan(plan)[1] is not None
