@@ -26,7 +26,6 @@ from tvm_mpq.search.candidates import Rounding, candidate_keys, candidate_statis
 from tvm_mpq.search.evaluator import PlanEvaluator
 from tvm_mpq.search.goal import Goal, Limit
 from tvm_mpq.search.loss_led import led_by_loss, stepped
-from tvm_mpq.sensitivity.losses import relax_loss
 from tvm_mpq.target import host_target
 
 MIXED = tuple(map(Precision.parse, ("w8a8", "w4a8", "fp16", "w4g8a32")))
@@ -50,6 +49,8 @@ def test_equalized_channels_and_ranges_by_the_loss_reach_the_package(files: Path
     package = compile_model(files / "net.onnx", plan=plan, weights=chosen, baseline=False)
     found = losses_of(package, files / "net.onnx", files / "evaluation.npz")
     assert float(found.losses.mean()) == result.plan.evaluation.loss
+    with pytest.raises(MpqError, match="weights of its own: leave out --rounding and --equalize"):
+        compile_model(files / "net.onnx", plan=plan, weights=chosen, equalize=True, baseline=False)
     # What was said of the step is kept with the rounded weights.
     (kept,) = (tmp_path / "cache").glob("rounded-*.npz")
     found = load_candidates(tmp_path / "cache", kept.stem.removeprefix("rounded-"))
@@ -95,16 +96,16 @@ def test_a_step_is_taken_only_where_other_samples_confirm_it(files: Path) -> Non
     keys = candidate_keys(mod, OPTIONS.precisions)
     ranges = calibrate(mod, data, "minmax", host_target())
     statistics = candidate_statistics(mod, keys, ranges, data, host_target())
-    loss, differentiable = get_loss("cross-entropy"), relax_loss("cross-entropy")
+    loss = get_loss("cross-entropy")
     # The network is six times too sure of itself: there is much to gain.
-    led = led_by_loss(mod, statistics, loss, differentiable, data, host_target())
+    led = led_by_loss(mod, statistics, data, host_target())
     assert led.length.taken
     assert led.length.change.high < 0.0
     assert led.steps.keys() == statistics.keys()
     # What the network itself predicts leaves nothing to gain.
     package = compile_model(files / "net.onnx", precision="fp32", baseline=False)
     own = own_labels(files, package)
-    led = led_by_loss(mod, statistics, loss, differentiable, own, host_target())
+    led = led_by_loss(mod, statistics, own, host_target())
     assert not led.length.taken
     assert not led.steps
     fp32 = PrecisionPlan.uniform([operator.name for operator in operators(mod)], FP32)
@@ -123,6 +124,14 @@ def own_labels(files: Path, package: Package) -> Dataset:
     labels = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
     np.savez(files / "own.npz", x=x, labels=labels)
     return open_dataset(files / "own.npz", io_specs(import_onnx(files / "net.onnx"))[0])
+
+
+def test_only_ranges_by_the_loss_need_its_gradient(files: Path) -> None:
+    mod = import_onnx(files / "net.onnx")
+    data = open_dataset(files / "selection.npz", io_specs(mod)[0]).take(4)
+    assert calibrate(mod, data, "minmax", host_target(), loss="builtins:len").operators
+    with pytest.raises(MpqError, match="has no gradient"):
+        calibrate(mod, data, "loss", host_target(), loss="builtins:len")
 
 
 def test_options_that_make_no_sense_are_one_line(

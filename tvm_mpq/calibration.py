@@ -18,7 +18,7 @@ from tvm_mpq.precision import FP32
 from tvm_mpq.quantization.observers import OBSERVERS, Observer, make_observer
 from tvm_mpq.runtime.threads import available_threads, run_with_threads
 from tvm_mpq.sensitivity.loss_ranges import loss_ranges
-from tvm_mpq.sensitivity.losses import RelaxLoss
+from tvm_mpq.sensitivity.losses import relax_loss
 from tvm_mpq.target import Target
 from tvm_mpq.transform.assign_grids import TensorRanges
 from tvm_mpq.transform.pipeline import Pipeline
@@ -34,22 +34,22 @@ def calibrate(
     observer: str,
     target: Target,
     progress: Progress | None = None,
-    loss: RelaxLoss | None = None,
+    loss: str = "cross-entropy",
+    probabilities: bool = False,
 ) -> TensorRanges:
     """The ranges of inputs and operator outputs of the canonical ``mod`` over ``dataset``, a batch in memory at a time.
 
-    ``observer`` is one of :data:`RANGES`; by "loss" they are those that cost ``loss`` least
-    (:mod:`~tvm_mpq.sensitivity.loss_ranges`). Runs the fp32 kernels of ``target``, which must be able to run here.
-    Raises MpqError for an unknown observer, for a tensor that becomes NaN or infinite, and where the loss has no
-    gradient here.
+    ``observer`` is one of :data:`RANGES`; by "loss" they are those that cost ``loss`` least, of a network that gives
+    ``probabilities`` or logits (:mod:`~tvm_mpq.sensitivity.loss_ranges`). Runs the fp32 kernels of ``target``, which
+    must be able to run here. Raises MpqError for an unknown observer, for a tensor that becomes NaN or infinite, and
+    by "loss" where that has no gradient here.
     """
     if observer not in RANGES:
         raise MpqError(f"unknown observer {observer!r}: use {', '.join(RANGES)}")
     if observer == BY_LOSS:
-        if loss is None:
-            raise MpqError("ranges by the loss need one")
         widest = calibrate(mod, dataset, "minmax", target, progress)
-        return loss_ranges(mod, dataset, loss, widest, target, progress)
+        differentiable = relax_loss(loss, probabilities=probabilities, labels=dataset.labels)
+        return loss_ranges(mod, dataset, differentiable, widest, target, progress)
     inputs, _ = io_specs(mod)
     names = [operator.name for operator in operators(mod)]
     float_inputs = [spec for spec in inputs if spec.dtype == "float32"]

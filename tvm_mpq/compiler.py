@@ -80,6 +80,8 @@ def compile_model(
     digest_of_model = sha256(Path(model).read_bytes())
     if weights is not None:
         weights.check_model(Path(model))
+        if equalize or rounding is not None:
+            raise MpqError("the plan comes with weights of its own: leave out --rounding and --equalize")
     elif equalize or rounding is not None or any(p.integer_activations for p in chosen.operators.values()):
         dataset = _calibration_set(mod, calibration, preprocess or Preprocess()).take(samples)
         grids = GridOptions(observer, equalize, rounding, loss, probabilities)

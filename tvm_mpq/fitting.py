@@ -8,24 +8,14 @@ from dataclasses import dataclass
 from rich.progress import Progress
 from tvm import IRModule
 
-from tvm_mpq.calibration import BY_LOSS, calibrate
+from tvm_mpq.calibration import calibrate
 from tvm_mpq.dataset import Dataset
 from tvm_mpq.errors import MpqWarning
-from tvm_mpq.loss import get_loss
 from tvm_mpq.plan import PrecisionPlan
-from tvm_mpq.plan_weights import PlanWeights
-from tvm_mpq.search.candidates import (
-    LED_BY_LOSS,
-    NO_STEP,
-    Candidates,
-    Rounding,
-    candidate_keys,
-    candidate_statistics,
-    round_candidates,
-)
-from tvm_mpq.search.loss_led import led_by_loss
+from tvm_mpq.plan_weights import PlanWeights, origin_of
+from tvm_mpq.search.candidates import NO_STEP, Candidates, Rounding, candidate_keys
+from tvm_mpq.search.loss_led import fitted_candidates
 from tvm_mpq.sensitivity.equalization import equalize
-from tvm_mpq.sensitivity.losses import RelaxLoss, relax_loss
 from tvm_mpq.target import host_target
 from tvm_mpq.transform.equalize_channels import equalize_channels
 
@@ -59,32 +49,19 @@ def fit_weights(
     With this machine's kernels, whatever the target: it may not run here, and floats rounded in another order would
     give each target grids, and so bytes, of its own. Raises MpqError as :func:`~tvm_mpq.calibration.calibrate` does.
     """
-    target = host_target()
-
-    def differentiable() -> RelaxLoss:
-        return relax_loss(options.loss, probabilities=options.probabilities, labels=samples.labels)
-
-    loss = differentiable() if options.observer == BY_LOSS else None
+    target, loss = host_target(), (options.loss, options.probabilities)
     factors = equalize(mod, samples, target, progress) if options.equalize else {}
     mod = equalize_channels(mod, factors)
-    ranges = calibrate(mod, samples, options.observer, target, progress, loss)
+    ranges = calibrate(mod, samples, options.observer, target, progress, *loss)
     candidates = Candidates()
     if options.rounding is not None:
         precisions = list(dict.fromkeys(plan.operators.values()))
         keys = [key for key in candidate_keys(mod, precisions) if key[1] == str(plan[key[0]])]
-        statistics = candidate_statistics(mod, keys, ranges, samples, target, progress)
-        led = None
-        if options.rounding.method == LED_BY_LOSS:
-            exact = get_loss(options.loss, probabilities=options.probabilities)
-            led = led_by_loss(mod, statistics, exact, differentiable(), samples, target, progress)
-            if not led.length.taken:
-                warnings.warn(f"{NO_STEP}: weights are rounded without it", MpqWarning, stacklevel=2)
-        candidates = round_candidates(mod, keys, statistics, options.rounding, progress, led)
+        candidates = fitted_candidates(
+            mod, keys, ranges, samples, samples, options.rounding, target, *loss, progress
+        )
+        if candidates.step is not None and not candidates.step.taken:
+            warnings.warn(f"{NO_STEP}: weights are rounded without it", MpqWarning, stacklevel=2)
     weights, biases = candidates.of(plan)
-    origin = {
-        "observer": options.observer,
-        "samples": len(samples),
-        "seed": seed,
-        "sha256": samples.content_hash(),
-    }
+    origin = origin_of(options.observer, samples, seed)
     return PlanWeights(model_sha256, ranges, weights, biases, {}, factors, origin)

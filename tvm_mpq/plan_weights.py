@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import IRModule
 
+from tvm_mpq.dataset import Dataset
 from tvm_mpq.errors import MpqError, MpqWarning
 from tvm_mpq.files import sha256, write_beside
 from tvm_mpq.plan import PrecisionPlan
@@ -123,6 +124,11 @@ class PlanWeights:
             return cls(head["model_sha256"], ranges, weights, biases, scales, factors, dict(head["origin"]))
         except UNREADABLE as error:
             raise MpqError(f"{source} are not a plan's weights: {' '.join(str(error).split())}") from None
+
+
+def origin_of(observer: str, samples: Dataset, seed: int) -> dict[str, Any]:
+    """How ranges came about, as :class:`PlanWeights` holds it."""
+    return {"observer": observer, "samples": len(samples), "seed": seed, "sha256": samples.content_hash()}
 
 
 def beside_plan(plan: Path, ending: str) -> Path:

@@ -166,8 +166,9 @@ def compile_command(
             weights=weights,
             precision=precision or "w8a8",
             observer=observer,
-            equalize=equalize,
-            rounding=None if rounding is None else Rounding(rounding, correct_biases),
+            # A search has done both.
+            equalize=equalize and goal is None,
+            rounding=None if rounding is None or goal is not None else Rounding(rounding, correct_biases),
             loss=loss,
             probabilities=probabilities,
             samples=samples,

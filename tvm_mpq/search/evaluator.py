@@ -75,9 +75,9 @@ class PlanEvaluator:
         return other
 
     def on(self, data: Dataset) -> PlanEvaluator:
-        """An evaluator of the same network on other samples, that shares executables."""
+        """An evaluator of the same network on other samples, that shares executables; without a divergence."""
         other = copy.copy(self)
-        other._data, other._batches, other._reference = data, {}, None
+        other._data, other._batches, other._reference, other._divergence = data, {}, None, None
         return other
 
     @property

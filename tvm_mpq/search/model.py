@@ -22,7 +22,7 @@ from tvm_mpq.errors import MpqError
 from tvm_mpq.files import sha256
 from tvm_mpq.frontend import import_onnx, io_specs
 from tvm_mpq.loss import get_loss
-from tvm_mpq.plan_weights import PlanWeights, beside_plan, save_plan
+from tvm_mpq.plan_weights import PlanWeights, beside_plan, origin_of, save_plan
 from tvm_mpq.precision import FP32, W8A8
 from tvm_mpq.runtime.machine import Machine
 from tvm_mpq.search.belief import Belief
@@ -238,12 +238,7 @@ def _weights(prepared: Prepared, choices: Choices) -> PlanWeights:
     weights, biases = prepared.candidates.of(plan)
     options = prepared.task.options
     samples = prepared.task.splits.calibration.take(options.calibration_samples)
-    origin = {
-        "observer": options.observer,
-        "samples": len(samples),
-        "seed": options.seed,
-        "sha256": samples.content_hash(),
-    }
+    origin = origin_of(options.observer, samples, options.seed)
     scales = {} if prepared.scale is None else prepared.scale.factors
     return PlanWeights(
         prepared.task.model_sha256, prepared.ranges, weights, biases, scales, prepared.factors, origin

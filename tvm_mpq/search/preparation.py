@@ -19,21 +19,14 @@ from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.precision import FP32
 from tvm_mpq.runtime.evaluate import SampleLosses
 from tvm_mpq.search.candidate_store import load_candidates, save_candidates
-from tvm_mpq.search.candidates import (
-    LED_BY_LOSS,
-    Candidates,
-    candidate_keys,
-    candidate_statistics,
-    round_candidates,
-)
+from tvm_mpq.search.candidates import LED_BY_LOSS, Candidates, candidate_keys
 from tvm_mpq.search.choices import ChoiceSpace
 from tvm_mpq.search.confidence import OutputScale, fit_output_scale
 from tvm_mpq.search.evaluator import PlanEvaluator
-from tvm_mpq.search.loss_led import led_by_loss
+from tvm_mpq.search.loss_led import fitted_candidates
 from tvm_mpq.search.problem import Problem
 from tvm_mpq.search.task import Task
 from tvm_mpq.sensitivity.equalization import equalize
-from tvm_mpq.sensitivity.losses import relax_loss
 from tvm_mpq.target import Target, host_target
 from tvm_mpq.transform.assign_grids import TensorRanges
 from tvm_mpq.transform.equalize_channels import Factors, equalize_channels
@@ -95,13 +88,11 @@ def prepare(task: Task, progress: Progress | None = None, clock: Say = lambda st
     samples = splits.calibration.take(options.calibration_samples)
     factors = equalize(mod, samples, target, progress) if options.equalize else {}
     mod = equalize_channels(mod, factors)
-    differentiable = relax_loss(options.loss, probabilities=options.probabilities, labels=samples.labels)
-    ranges = calibrate(mod, samples, options.observer, target, progress, differentiable)
-    plain_ranges = ranges
-    if factors:
-        plain_ranges = calibrate(task.mod, samples, options.observer, target, progress, differentiable)
+    by = (options.observer, target, progress, options.loss, options.probabilities)
+    ranges = calibrate(mod, samples, *by)
+    plain_ranges = calibrate(task.mod, samples, *by) if factors else ranges
     clock("calibration")
-    candidates = _candidates(task, mod, scale, factors, ranges, loss, target, progress)
+    candidates = _candidates(task, mod, scale, factors, ranges, target, progress)
     clock("rounding")
     space = ChoiceSpace.of(mod, options.precisions, candidates)
     problem = space.problem(np.zeros(space.allowed.shape), task.costs)
@@ -131,13 +122,12 @@ def _candidates(
     scale: OutputScale | None,
     factors: Factors,
     ranges: TensorRanges,
-    loss: Loss,
     target: Target,
     progress: Progress | None,
 ) -> Candidates:
     """The rounded weights, from the task's cache where an earlier search has made them."""
     samples, options = task.rounding_data(), task.options
-    data = task.step_data() if options.rounding.method == LED_BY_LOSS else None
+    led = options.rounding.method == LED_BY_LOSS
     parts: dict[str, Any] = {
         "model": task.model_sha256,
         "data": samples.content_hash(),
@@ -146,20 +136,25 @@ def _candidates(
         "factors": {name: factor.tolist() for name, factor in factors.items()},
         "precisions": [str(precision) for precision in options.precisions],
         "rounding": asdict(options.rounding),
-        "led by": None if data is None else [data.content_hash(), options.loss, options.probabilities],
+        "led by": [task.step_data().content_hash(), options.loss, options.probabilities] if led else None,
         "versions": versions(),
     }
     key = sha256(json.dumps(parts, sort_keys=True).encode())
     known = None if task.cache is None else load_candidates(task.cache, key)
     if known is not None:
         return known
-    keys = candidate_keys(mod, options.precisions)
-    statistics = candidate_statistics(mod, keys, ranges, samples, target, progress)
-    led = None
-    if data is not None:
-        differentiable = relax_loss(options.loss, probabilities=options.probabilities, labels=data.labels)
-        led = led_by_loss(mod, statistics, loss, differentiable, data, target, progress)
-    made = round_candidates(mod, keys, statistics, options.rounding, progress, led)
+    made = fitted_candidates(
+        mod,
+        candidate_keys(mod, options.precisions),
+        ranges,
+        samples,
+        task.step_data(),
+        options.rounding,
+        target,
+        options.loss,
+        options.probabilities,
+        progress,
+    )
     if task.cache is not None:
         save_candidates(task.cache, key, made)
     return made

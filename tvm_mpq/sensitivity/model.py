@@ -67,7 +67,7 @@ def analyze_model(
     target = host_target()
     chosen = data.take(samples)
     differentiable = relax_loss(loss, probabilities=probabilities, labels=chosen.labels)
-    ranges = calibrate(mod, data.take(calibration_samples), observer, target, progress, differentiable)
+    ranges = calibrate(mod, data.take(calibration_samples), observer, target, progress, loss, probabilities)
     reference = None
     if differentiable.needs_reference:
         reference = fp32_outputs(mod, chosen, target)
