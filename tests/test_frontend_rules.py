@@ -574,6 +574,34 @@ def test_softmax(attributes, opset, expected):
     assert kinds(assert_agrees(model)) == expected
 
 
+@pytest.mark.parametrize(
+    ("kept", "axis", "matched"), [(1, 1, True), (0, 1, True), (0, 2, True), (1, 0, False)]
+)
+def test_softmax_spelled_out(kept, axis, matched):
+    """Along ``axis`` of [2, 3, 4], as JAX writes it where the axis is not kept; over two axes it is none."""
+    axes = [axis] if matched else [1, 2]
+    narrow = [1 if place in axes else size for place, size in enumerate((2, 3, 4))]
+    nodes = [
+        node("ReduceMax", ["x"], ["max"], axes=[axis], keepdims=kept),
+        node("Reshape", ["max", "max_narrow"], ["max_kept"]),
+        node("Expand", ["max_kept", "wide"], ["most"]),
+        node("Sub", ["x", "most"], ["shifted"]),
+        node("Exp", ["shifted"], ["power"]),
+        node("ReduceSum", ["power", "axes"], ["total"], keepdims=kept),
+        node("Reshape", ["total", "narrow"], ["total_kept"]),
+        node("Expand", ["total_kept", "wide"], ["all"]),
+        node("Div", ["power", "all"], ["y"]),
+    ]
+    constants = {
+        "axes": np.array(axes, np.int64),
+        "narrow": np.array(narrow, np.int64),
+        "max_narrow": np.array([1 if place == axis else n for place, n in enumerate((2, 3, 4))], np.int64),
+        "wide": np.array([2, 3, 4], np.int64),
+    }
+    found = kinds(assert_agrees(network(nodes, {"x": [2, 3, 4]}, ["y"], constants, opset=13)))
+    assert (found == ["softmax"]) == matched
+
+
 def test_identities_are_gone():
     nodes = [
         node("Identity", ["x"], ["a"]),

@@ -17,7 +17,6 @@ from tvm_mpq.frontend.rules.layout import (
     convert_concat,
     convert_reshape,
     convert_slice,
-    convert_softmax,
     convert_split,
     convert_transpose,
     simplify_reshape,
@@ -27,13 +26,14 @@ from tvm_mpq.frontend.rules.padding import fold_padding
 from tvm_mpq.frontend.rules.pointwise import convert_pointwise, merge_pointwise, name_sigmoid
 from tvm_mpq.frontend.rules.pooling import convert_global_pool, convert_mean, convert_pool
 from tvm_mpq.frontend.rules.resize import convert_resize, convert_resize_of_planes
+from tvm_mpq.frontend.rules.softmax import convert_softmax, match_softmax
 from tvm_mpq.frontend.rules.transposed import convert_transposed
 
 Rule = Callable[[Graph, Node], bool]
 
 GROUPS: tuple[tuple[Rule, ...], ...] = (
     (remove_identity, convert_power, convert_resize),
-    (convert_layer_norm, match_layer_norm),
+    (convert_layer_norm, match_layer_norm, match_softmax),
     (absorb_affine,),
     (convert_convolution, convert_gemm, convert_matmul, convert_batch_matmul),
     (convert_pool, convert_global_pool, convert_mean),

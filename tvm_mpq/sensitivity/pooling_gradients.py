@@ -3,7 +3,7 @@
 TVM's own kernel has no dilation, is wrong where padding meets overlapping windows, and walks the elements one by one.
 Here each place of the window is one view of the padded input, as large as the output: the adjoint goes to the places
 that hold the maximum, in equal parts among equals (8-bit activations have many), and each view's share goes back to
-where it is from.
+where it is from. One window over everything, as global pooling has, needs no views.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ def max_pool_gradient(
         )
     ]
     beyond = [0, 0, 0, 0, top, sizes[0] - height - top, left, sizes[1] - width - left]
+    if out == [1, 1] and kernel == (height, width):
+        return [_share_of_all(builder, x, result, adjoint)]
     padded = builder.emit(op.nn.pad(x, beyond, pad_value=float(np.finfo(np.float32).min)))
     places = [(r * dilation[0], s * dilation[1]) for r in range(kernel[0]) for s in range(kernel[1])]
     hits = [_hit(builder, padded, result, place, stride) for place in places]
@@ -52,6 +54,15 @@ def max_pool_gradient(
     assert gradient is not None
     begin, end = [0, 0, top, left], [n, c, top + height, left + width]
     return [op.strided_slice(gradient, [0, 1, 2, 3], begin, end)]
+
+
+def _share_of_all(
+    builder: relax.BlockBuilder, x: relax.Var, result: relax.Var, adjoint: relax.Var
+) -> relax.Expr:
+    """The gradient where one window is all of ``x`` [N, C, H, W]; ``result`` and ``adjoint`` are [N, C, 1, 1]."""
+    hits = builder.emit(op.astype(builder.emit(op.equal(x, result)), "float32"))
+    total = builder.emit(op.sum(hits, [2, 3], keepdims=True))
+    return op.multiply(hits, builder.emit(op.divide(adjoint, total)))
 
 
 def _hit(

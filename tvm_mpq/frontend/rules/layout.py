@@ -1,8 +1,6 @@
-"""Nodes without weights or windows: ``reshape``, ``permute_dims``, ``concat``, ``add``, ``softmax``."""
+"""Nodes without weights or windows: ``reshape``, ``permute_dims``, ``concat``, ``add``."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 
@@ -122,29 +120,4 @@ def convert_add(graph: Graph, node: Node) -> bool:
         nodes.append(canonical("add", name, [left, right], output))
         left = output
     graph.replace([node], nodes)
-    return True
-
-
-def convert_softmax(graph: Graph, node: Node) -> bool:
-    """Softmax along one axis; before opset 13 along all axes from ``axis`` on, which a reshape makes one."""
-    if not node.is_("Softmax"):
-        return False
-    found = graph.float_type(node.inputs[0])
-    if found is None or not found.shape:
-        return False
-    source, output, rank = node.inputs[0], node.outputs[0], len(found.shape)
-    axis = node.get("axis", -1 if graph.opset >= 13 else 1) % rank
-    if graph.opset >= 13 or axis == rank - 1:
-        graph.replace([node], [canonical("softmax", node.name, [source], output, axis=axis)])
-        return True
-    shape = (math.prod(found.shape[:axis]), math.prod(found.shape[axis:]))
-    flat, made = graph.add_tensor(source, shape), graph.add_tensor(output, shape)
-    graph.replace(
-        [node],
-        [
-            canonical("reshape", f"{node.name}.flatten", [source], flat),
-            canonical("softmax", node.name, [flat], made, axis=1),
-            canonical("reshape", f"{node.name}.unflatten", [made], output),
-        ],
-    )
     return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tvm_mpq.frontend.graph import Array, Graph, Node, canonical
+from tvm_mpq.frontend.rules.reductions import reduced_axes
 
 
 def convert_layer_norm(graph: Graph, node: Node) -> bool:
@@ -96,12 +97,8 @@ def _mean_of_row(graph: Graph, tensor: str) -> Node | None:
     found = _made_by(graph, tensor, "ReduceMean")
     if found is None or graph.float_type(found.inputs[0]) is None or not found.get("keepdims", 1):
         return None
-    axes = found.get("axes")
-    if len(found.inputs) > 1 and found.inputs[1]:
-        given = graph.constant(found.inputs[1])
-        axes = None if given is None else given.tolist()
     rank = len(graph.types[found.inputs[0]].shape)
-    return found if axes is not None and [axis % rank for axis in axes] == [rank - 1] else None
+    return found if reduced_axes(graph, found) == [rank - 1] else None
 
 
 def _centred(graph: Graph, tensor: str) -> str | None:
