@@ -245,3 +245,13 @@ def test_an_operators_gradient_is_that_of_central_differences(name: str) -> None
         wanted = ((up - down) * direction_of_y).sum() / (2 * step)
         found = (gradient * direction).sum()
         assert abs(found - wanted) <= tolerance * (np.abs(gradient * direction).sum() + 1e-3)
+
+
+def test_one_window_over_everything_is_not_differentiated_place_by_place() -> None:
+    def functions(size: int) -> int:
+        mod = import_onnx(one("GlobalMaxPool", [1, 2, size, size]))
+        loss = RelaxLoss("projection", projection, None, True)
+        builder, _ = add_gradients(mod, loss, ["y"], lambda *_: None, every_input=True)
+        return len(builder.build({}).functions)
+
+    assert functions(24) == functions(3) < 20

@@ -38,7 +38,7 @@ def max_pool_gradient(
         )
     ]
     beyond = [0, 0, 0, 0, top, sizes[0] - height - top, left, sizes[1] - width - left]
-    if out == [1, 1] and kernel == (height, width):
+    if out == (1, 1) and kernel == (height, width):
         return [_share_of_all(builder, x, result, adjoint)]
     padded = builder.emit(op.nn.pad(x, beyond, pad_value=float(np.finfo(np.float32).min)))
     places = [(r * dilation[0], s * dilation[1]) for r in range(kernel[0]) for s in range(kernel[1])]
