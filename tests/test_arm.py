@@ -31,6 +31,11 @@ from tvm_mpq.target import Target, load_target
 OBJDUMP = shutil.which("aarch64-linux-gnu-objdump")
 DEVICES = {"raspberry-pi-4": "cortex-a72", "raspberry-pi-5": "cortex-a76"}
 PROCESSORS = [*DEVICES.items(), ("graviton3", "neoverse-v1")]
+INSTRUCTIONS = {
+    "raspberry-pi-4": ["smlal", "sadalp"],
+    "raspberry-pi-5": ["sdot"],
+    "graviton3": ["usmmla", "sudot"],
+}
 IMAGES = 200
 SHAPES = [
     ConvolutionShape(1, 5, 7, 19, 10),
@@ -38,6 +43,7 @@ SHAPES = [
     ConvolutionShape(1, 7, 9, 32, 24, (3, 3), (1, 1), (1, 0, 1, 2), (1, 2)),
     ConvolutionShape(1, 6, 5, 24, 12, (1, 5), (1, 1), (0, 2, 0, 2), (1, 1), 3),
     ConvolutionShape(1, 4, 4, 64, 40),
+    ConvolutionShape(1, 1, 1, 37, 12),
 ]
 DEPTHWISE = [
     ConvolutionShape(1, 14, 14, 32, 32, (5, 5), (1, 1), (2, 2, 2, 2), groups=32),
@@ -143,7 +149,8 @@ def test_every_kernel_of_weights_gives_numpys_bytes(target: str, processor: str,
             ]
             arrays |= {f"{name}/{place}": array for place, array in enumerate(arguments)}
             functions[name] = spec.schedule().with_attr("global_symbol", name)
-    _check(machine, processor, functions, arrays, expected, tmp_path)
+    assembly = _check(machine, processor, functions, arrays, expected, tmp_path)
+    assert all(f"\t{word}\t" in assembly for word in INSTRUCTIONS[target])
 
 
 @needs_emulator
@@ -182,8 +189,8 @@ def _check(
     arrays: dict[str, np.ndarray],
     expected: dict[str, np.ndarray],
     at: Path,
-) -> None:
-    """Call each function on the emulated device, on its arrays (see ``emulated_arm``)."""
+) -> str:
+    """Call each function on the emulated device, on its arrays (see ``emulated_arm``); their assembly."""
     built = tvm.compile(tvm.IRModule(functions), target=machine.tvm_target())
     library = at / "kernels.so"
     built.export_library(str(library), fcompile=Linking(machine.architecture))
@@ -193,6 +200,7 @@ def _check(
         assert {*outputs.files} == {*expected}
         for name, wanted in expected.items():
             np.testing.assert_array_equal(outputs[name], wanted, strict=True, err_msg=name)
+    return str(built.mod.inspect_source("asm"))
 
 
 def _emulate(processor: str, *arguments: str | Path, at: Path) -> None:

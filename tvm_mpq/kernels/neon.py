@@ -5,6 +5,7 @@ bias makes up for it, so that what is added up is Σ (x − 128)·w.
 
 - ``sdot`` adds four products to each result; ``usdot`` (i8mm) takes x as it is. A step reads up to four words of
   activations as one vector, of which the instruction picks one.
+- ``usmmla`` (i8mm) makes a block of two rows by two lanes of eight products each: :mod:`neon_matrix` has its step.
 - ``smull2`` multiplies pairs of bytes into int16, adds a second pair there, and then both halves to the result
   (``sadalp``): 2 · 128 · 127 fits. ``smull4`` and ``smull8`` add as many pairs of smaller codes first. The names with
   ``vmull`` are the same on 32-bit ARM.
@@ -25,7 +26,17 @@ LANES = 4
 OFFSET = 128
 """What is taken off an 8-bit activation where an instruction multiplies signed bytes."""
 _SUMS = (2, 4, 8)
-FAMILIES = ("sdot", "usdot", *(f"{name}{sums}" for name in ("smull", "vmull") for sums in _SUMS), "fmla")
+MATRIX = "usmmla"
+DOTS = ("sdot", "usdot", MATRIX)
+_DIRECT = (*DOTS, "fmla")
+"""Steps that multiply straight into their results."""
+FAMILIES = (
+    "sdot",
+    "usdot",
+    MATRIX,
+    *(f"{name}{sums}" for name in ("smull", "vmull") for sums in _SUMS),
+    "fmla",
+)
 ARM64 = tuple(family for family in FAMILIES if not family.startswith("vmull"))
 
 NeonMultiply = Callable[[Expr, Expr, Sequence[Expr], Expr | None], Expr]
@@ -38,26 +49,38 @@ def sums_of(bits: int) -> int:
     return max(n for n in _SUMS if n <= most)
 
 
-def registers(family: str, words: int, rows: int, blocks: int) -> int:
+def registers(family: str, words: int, rows: int, blocks: int, nibbles: bool) -> int:
     """Of vectors, for a tile of ``rows`` × ``blocks``: its results and a step's weights, which all rows meet.
 
     Products that are added up before they reach a result need room to be in flight: with less, LLVM makes one chain
-    after the other (on Cortex-A72 tiles of 16 results are slower than those of 12).
+    after the other (on Cortex-A72 tiles of 16 results are slower than those of 12). So does what unpacks ``nibbles``.
     """
-    others = 2 if family in ("sdot", "usdot", "fmla") else 12 if family.startswith("smull") else 6
-    return rows * blocks + words * blocks + others
+    others = 2 + 4 * nibbles if family in _DIRECT else 12 if family.startswith("smull") else 6
+    return rows * blocks + words * blocks * _vectors(family) + others
 
 
-def cycles(family: str, words: int, rows: int, blocks: int) -> float:
-    """Of a step on such a tile, for a core with two vector units, of which one multiplies into int16."""
-    tile = rows * blocks
-    loads = rows + words * blocks
-    if family in ("sdot", "usdot", "fmla"):
-        multiplying = tile * words / 2
+def cycles(family: str, words: int, rows: int, blocks: int, nibbles: bool) -> float:
+    """Of a step on such a tile, for a core with two vector units, of which one multiplies into int16.
+
+    ``nibbles``: two vectors of weights are unpacked in four instructions.
+    """
+    tile, vectors = rows * blocks, _vectors(family)
+    loads = rows * words / 2 if family == MATRIX else rows
+    weights = words * blocks * vectors
+    loads += weights / 2 if nibbles else weights
+    unpacking = 2 * weights * nibbles
+    if family in _DIRECT:
+        multiplying = (tile * words + unpacking) / 2
     else:
-        multiplying = max(tile * words, (tile * words * (1 + 1 / int(family[-1])) + rows * words) / 1.8)
+        adding = tile * words * (1 + 1 / int(family[-1])) + rows * words
+        multiplying = max(tile * words, (adding + unpacking) / 1.8)
     # Chains of one result follow each other four cycles apart.
     return max(multiplying, loads / 2, 2.0 * words) + 0.1 * loads
+
+
+def _vectors(family: str) -> int:
+    """Of the weights that meet a word of activations in a block."""
+    return 2 if family == MATRIX else 1
 
 
 def finishing(blocks: int) -> float:
@@ -101,6 +124,11 @@ def dot(family: str, accumulator: Expr, activations: Expr, weights: Expr) -> Exp
         # A word in all lanes is no instruction of its own where it is the last operand.
         return _call("llvm.aarch64.neon.sdot", "int32x4", accumulator, weights, activations)
     return _call("llvm.aarch64.neon.usdot", "int32x4", accumulator, activations, weights)
+
+
+def matrix(accumulator: Expr, activations: Expr, weights: Expr) -> Expr:
+    """``accumulator`` int32x4 (2×2) + eight products each of uint8x16 (two rows) and int8x16 (two columns)."""
+    return _call("llvm.aarch64.neon.usmmla.v4i32.v16i8", "int32x4", accumulator, activations, weights)
 
 
 def multiply_pairs(x: Expr, w: Expr, sums: int, arm32: bool) -> Expr:
