@@ -267,6 +267,8 @@ def _stage(
     def convert(value: Expr) -> Expr:
         if grid is None and intrinsic.activation == "bfloat16":
             return to_bfloat16(value)
+        if grid is None and intrinsic.activation == "float16":
+            return value.astype("float16")
         if grid is None or not subtract:
             return neon.signed(value) if offset else value
         return value.astype(intrinsic.activation) - grid[0].astype(intrinsic.activation)

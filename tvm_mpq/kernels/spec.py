@@ -24,12 +24,12 @@ from tvm_mpq.kernels.depthwise import (
 )
 from tvm_mpq.kernels.intrinsic import (
     FLOAT,
-    HALF,
     HALF_CODES,
     INTEGER,
     NEON,
     Intrinsic,
     float_intrinsic,
+    half_intrinsic,
     intrinsic,
     narrow_intrinsic,
     winograd_intrinsic,
@@ -143,7 +143,7 @@ class KernelSpec:
         row = intrinsic(self.instruction, weight, channels, self.shape.rows)
         if self.in_dtype != "uint8":
             widening = float_intrinsic(row, self.float_weight, self.shape.run)
-            half = HALF.get((self.instruction, self.weight_dtype))
+            half = half_intrinsic(self.instruction, self.weight_dtype, channels, self.shape.run)
             return half if half is not None and self.family != "depthwise" else widening
         return narrow_intrinsic(row, self.weight_bits, self.weight_group, self.shape.run, self.int16_words)
 

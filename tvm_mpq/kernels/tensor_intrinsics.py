@@ -46,7 +46,7 @@ class Step:
     @property
     def accumulator(self) -> str:
         """The dtype of the results."""
-        return "float32" if self.activation == "float32" else "int32"
+        return "float32" if self.activation.startswith("float") else "int32"
 
     @property
     def stored(self) -> str:
