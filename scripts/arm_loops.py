@@ -38,6 +38,7 @@ SHAPES = {
 PRECISIONS = {
     "w8a8": ("uint8", {}),
     "w4a8": ("uint8", {"weight_bits": 4}),
+    "w4g32a8": ("uint8", {"weight_bits": 4, "weight_group": 32}),
     "fp32": ("float32", {}),
     "fp16": ("float32", {"weight_dtype": "float16"}),
 }

@@ -195,9 +195,11 @@ def _narrow_neon(row: Intrinsic, bits: int, weight_group: int, run: int) -> Intr
     """The row whose steps pad least what they add up, wide ones first: they load least."""
     assert row.family is not None
     per_word = row.per_word
-    # More words of 64 bits at once would leave no registers for the results.
+    # More words of 64 bits leave few registers for results, which pays where a multiplication follows each step.
     most = 4 // row.rows
-    packed = [w for w in (4, 2) if w <= most and bits <= 4 and weight_group % (per_word * w) == 0]
+    packed = [
+        w for w in (4, 2) if bits <= 4 and weight_group % (per_word * w) == 0 and (weight_group or w <= most)
+    ]
     long = row.family[:-1] if row.family[-1].isdigit() else ""
     # Codes that were multiplied by their groups' factors are as large as any.
     sums = neon.sums_of(bits if packed or not weight_group else 8)

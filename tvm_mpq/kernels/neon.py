@@ -54,15 +54,16 @@ def sums_of(bits: int) -> int:
     return max(n for n in _SUMS if n <= most)
 
 
-def registers(family: str, words: int, rows: int, blocks: int, nibbles: bool) -> int:
+def registers(family: str, words: int, rows: int, blocks: int, nibbles: bool, multiplied: bool) -> int:
     """Of vectors, for a tile of ``rows`` × ``blocks``: its results and a step's weights, which all rows meet.
 
     Products that are added up before they reach a result need room to be in flight: with less, LLVM makes one chain
-    after the other (on Cortex-A72 tiles of 16 results are slower than those of 12). So does what unpacks ``nibbles``.
+    after the other (on Cortex-A72 tiles of 16 results are slower than those of 12). So does what unpacks ``nibbles``,
+    and sums that are ``multiplied`` before they are added.
     """
     if family == HALF:
         return 2 * rows * blocks + words * blocks + 7
-    others = 2 + 4 * nibbles if family in _DIRECT else 12 if family.startswith("smull") else 6
+    others = 2 + 4 * (nibbles + multiplied) if family in _DIRECT else 12 if family.startswith("smull") else 6
     return rows * blocks + words * blocks * _vectors(family) + others
 
 

@@ -162,7 +162,9 @@ def _registers(intrinsic: Intrinsic, rows: int, blocks: int) -> int:
     if intrinsic.family == "pmaddubsw":
         return rows * blocks + 2
     if intrinsic.family in neon.FAMILIES:
-        return neon.registers(intrinsic.family, intrinsic.words, rows, blocks, intrinsic.nibbles)
+        return neon.registers(
+            intrinsic.family, intrinsic.words, rows, blocks, intrinsic.nibbles, intrinsic.multiplied
+        )
     return rows * blocks + blocks + 1 + (intrinsic.family == "pmaddwd")
 
 
