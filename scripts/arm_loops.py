@@ -1,11 +1,11 @@
 """How close the inner loops of ARM's kernels come to what a core can multiply at most, by llvm-mca: no ARM is needed.
 
-    python scripts/arm_loops.py [--json FILE]
+    python scripts/arm_loops.py [--llvm-mca llvm-mca-22] [--json FILE]
 
-For each processor and shape: the default tile's innermost loop, cycles of one pass as llvm-mca simulates it, and the
-least cycles that its multiplications take on the units that the model gives the processor. llvm-mca (Debian's package
-llvm) assumes that all loads hit the first-level cache. Its models of Cortex-A72 and A76 are that of A57, with one unit
-for products of bytes where A76 has two: a share of a peak, not a time.
+For each processor, precision and shape: the default tile's innermost loop of the direct kernel, cycles of one pass as
+llvm-mca simulates it, and the least cycles that its multiplications take on the units that the model gives the
+processor. llvm-mca (Debian's package llvm-22) assumes that all loads hit the first-level cache. It has no models of
+Cortex-A72 and A76: those of A57 and of Neoverse N1, which is A76 for servers, stand for them.
 """
 
 from __future__ import annotations
@@ -25,12 +25,26 @@ from tvm_mpq.kernels.convolution import ConvolutionShape, Output
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.target import load_target
 
-PROCESSORS = {"cortex-a55": "cortex-a55", "raspberry-pi-4": "cortex-a72", "raspberry-pi-5": "cortex-a76"}
+PROCESSORS = {
+    "cortex-a55": "cortex-a55",
+    "raspberry-pi-4": "cortex-a57",
+    "raspberry-pi-5": "neoverse-n1",
+    "graviton3": "neoverse-v1",
+}
 SHAPES = {
     "1×1": ConvolutionShape(1, 14, 14, 128, 96),
     "3×3": ConvolutionShape(1, 28, 28, 64, 96, (3, 3), (1, 1), (1, 1, 1, 1)),
 }
-MULTIPLICATIONS = ("sdot", "smull", "smlal", "fmla")
+PRECISIONS = {
+    "w8a8": ("uint8", {}),
+    "w4a8": ("uint8", {"weight_bits": 4}),
+    "w4g32a8": ("uint8", {"weight_bits": 4, "weight_group": 32}),
+    "fp32": ("float32", {}),
+    "fp16": ("float32", {"weight_dtype": "float16"}),
+}
+PRODUCTS = {"sdot": 16, "usdot": 16, "sudot": 16, "usmmla": 32, "smull": 8, "smlal": 8}
+"""Of an instruction; floats fill 128 bits."""
+MULTIPLICATIONS = (*PRODUCTS, "fmla", "fmul")
 ITERATIONS = 200
 
 
@@ -77,12 +91,16 @@ def _multiplications(loop: list[str]) -> int:
     return sum(line.split()[0] in MULTIPLICATIONS for line in loop)
 
 
-def simulated(lines: list[str], processor: str) -> float:
+def products(line: str) -> int:
+    return PRODUCTS.get(line.split()[0], 8 if ".8h" in line else 4)
+
+
+def simulated(lines: list[str], processor: str, mca: str) -> float:
     """Cycles of a pass."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "loop.s"
         file.write_text("\n".join(lines) + "\n")
-        command = ["llvm-mca", "-mtriple=aarch64", f"-mcpu={processor}", "-mattr=+dotprod"]
+        command = [mca, "-mtriple=aarch64", f"-mcpu={processor}", "-mattr=+dotprod"]
         command += [f"-iterations={ITERATIONS}", str(file)]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"Total Cycles:\s+(\d+)", said)
@@ -90,36 +108,40 @@ def simulated(lines: list[str], processor: str) -> float:
     return int(found[1]) / ITERATIONS
 
 
-def measure(target: str, dtype: str, name: str) -> Loop:
-    processor = PROCESSORS[target]
-    spec = KernelSpec("conv2d", SHAPES[name], dtype, Output(dtype), load_target(target).instruction)
+def measure(target: str, precision: str, name: str, mca: str) -> Loop:
+    processor, (dtype, options) = PROCESSORS[target], PRECISIONS[precision]
+    spec = KernelSpec(
+        "conv2d", SHAPES[name], dtype, Output(dtype), load_target(target).instruction, **options
+    )
     tile = spec.default_tile()
     loop = innermost(assembly(spec, target))
     count = _multiplications(loop)
+    multiplications = [line for line in loop if line.split()[0] in MULTIPLICATIONS]
+    made = sum(map(products, multiplications))
     # The cost of the multiplications alone, in the same model.
-    kinds = sorted({line.split()[0] for line in loop} & {*MULTIPLICATIONS})
-    alone = [_alone(kind, index) for kind in kinds for index in range(12)]
-    least = simulated(alone, processor) / len(alone) * count
-    row = spec.row
-    per = 4 * row.per_word
-    text = f"{tile.rows} × {4 * tile.blocks}"  # type: ignore[union-attr]
-    cycles = simulated(loop, processor)
-    return Loop(target, spec.precision, name, text, len(loop), count, count * per, cycles, least)
+    least = simulated(list(map(_alone, multiplications, range(count))), processor, mca)
+    text = f"{tile.rows} × {spec.row.lanes * tile.blocks}"  # type: ignore[union-attr]
+    cycles = simulated(loop, processor, mca)
+    return Loop(target, spec.precision, name, text, len(loop), count, made, cycles, least)
 
 
-def _alone(kind: str, index: int) -> str:
-    long = {"sdot": "4s, v30.16b, v31.16b", "fmla": "4s, v30.4s, v31.4s"}
-    return f"{kind} v{index}.{long.get(kind, '8h, v30.8b, v31.8b')}"
+def _alone(line: str, index: int) -> str:
+    """The same on operands that nothing changes, into one of twelve results."""
+    kind, result = line.split()[:2]
+    suffix = result.partition(".")[2].strip(",")
+    operand = suffix if kind.startswith("f") else "8b" if kind.startswith("sm") else "16b"
+    return f"{kind} v{index % 12}.{suffix}, v30.{operand}, v31.{operand}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--llvm-mca", default="llvm-mca", help="The program; older ones lack models.")
     parser.add_argument("--json", type=Path, help="Also write the rows here.")
     options = parser.parse_args()
     rows = [
-        measure(target, dtype, name)
+        measure(target, precision, name, options.llvm_mca)
         for target in PROCESSORS
-        for dtype in ("uint8", "float32")
+        for precision in PRECISIONS
         for name in SHAPES
     ]
     print(

@@ -17,10 +17,10 @@ Array = npt.NDArray[np.generic]
 
 
 def convolve(x: Array, w: Array, shape: ConvolutionShape) -> Array:
-    """x int64 [N, H, W, C] (zero-point taken off), w int64 [O, I/groups, R, S] → int64 [N, OH, OW, O]."""
+    """x [N, H, W, C] (zero-point taken off), w [O, I/groups, R, S], int64 or float64 → the same [N, OH, OW, O]."""
     top, left, bottom, right = shape.padding
     x = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
-    out = np.zeros((shape.batch, shape.out_height, shape.out_width, shape.out_channels), np.int64)
+    out = np.zeros((shape.batch, shape.out_height, shape.out_width, shape.out_channels), x.dtype)
     per_in, per_out = shape.in_channels // shape.groups, shape.out_channels // shape.groups
     for g in range(shape.groups):
         channels = slice(g * per_out, (g + 1) * per_out)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,14 @@ from tvm_mpq.target import Target, load_target
 OBJDUMP = shutil.which("aarch64-linux-gnu-objdump")
 DEVICES = {"raspberry-pi-4": "cortex-a72", "raspberry-pi-5": "cortex-a76"}
 PROCESSORS = [*DEVICES.items(), ("graviton3", "neoverse-v1")]
+HALF_FLOATS = r"fmla\tv\d+\.8h, v\d+\.8h, v\d+\.h\[\d\]"
+INSTRUCTIONS = {
+    "raspberry-pi-4": [r"smlal\t", r"sadalp\t"],
+    "raspberry-pi-5": [r"sdot\t", HALF_FLOATS],
+    "graviton3": [r"usmmla\t", r"sudot\t", HALF_FLOATS],
+}
+CHUNKS = {"raspberry-pi-5": 8, "graviton3": 16}
+"""How many products are added up in half floats."""
 IMAGES = 200
 SHAPES = [
     ConvolutionShape(1, 5, 7, 19, 10),
@@ -38,7 +48,9 @@ SHAPES = [
     ConvolutionShape(1, 7, 9, 32, 24, (3, 3), (1, 1), (1, 0, 1, 2), (1, 2)),
     ConvolutionShape(1, 6, 5, 24, 12, (1, 5), (1, 1), (0, 2, 0, 2), (1, 1), 3),
     ConvolutionShape(1, 4, 4, 64, 40),
+    ConvolutionShape(1, 1, 1, 37, 12),
 ]
+HALF_SHAPES = [SHAPES[2], SHAPES[4]]
 DEPTHWISE = [
     ConvolutionShape(1, 14, 14, 32, 32, (5, 5), (1, 1), (2, 2, 2, 2), groups=32),
     ConvolutionShape(2, 9, 11, 16, 16, (3, 3), (1, 1), (1, 1, 1, 1), groups=16),
@@ -143,7 +155,17 @@ def test_every_kernel_of_weights_gives_numpys_bytes(target: str, processor: str,
             ]
             arrays |= {f"{name}/{place}": array for place, array in enumerate(arguments)}
             functions[name] = spec.schedule().with_attr("global_symbol", name)
-    _check(machine, processor, functions, arrays, expected, tmp_path)
+    halves = {}
+    for number, shape in enumerate(HALF_SHAPES if target in CHUNKS else []):
+        name = f"half_{number}"
+        halves[name] = case = _half_case(shape, target, CHUNKS[target])
+        arrays |= {f"{name}/{place}": array for place, array in enumerate(case.arguments)}
+        functions[name] = case.function.with_attr("global_symbol", name)
+    outputs, assembly = _run(machine, processor, functions, arrays, tmp_path)
+    for name, case in halves.items():
+        case.check(outputs.pop(name))
+    _compare(outputs, expected)
+    assert all(re.search(f"\t{word}", assembly) for word in INSTRUCTIONS[target])
 
 
 @needs_emulator
@@ -175,6 +197,59 @@ def test_every_depthwise_kernel_gives_numpys_bytes(target: str, processor: str, 
     _check(machine, processor, functions, arrays, expected, tmp_path)
 
 
+@dataclass
+class HalfCase:
+    """A kernel on half floats: its arguments, and how near its output has to be to the sum of what it rounds."""
+
+    function: PrimFunc
+    arguments: list[np.ndarray]
+    exact: np.ndarray
+    rounded: np.ndarray
+    bound: np.ndarray
+
+    def check(self, found: np.ndarray) -> None:
+        error, of_rounding = found - self.exact, self.rounded - self.exact
+        assert (np.abs(error) <= self.bound).all()
+        assert np.sqrt(np.mean(error**2)) < 2.5 * np.sqrt(np.mean(of_rounding**2))
+
+
+def _half_case(shape: ConvolutionShape, target: str, chunk: int) -> HalfCase:
+    rng = np.random.default_rng(chunk)
+    x = rng.normal(0, 3, (shape.batch, shape.height, shape.width, shape.in_channels)).astype(np.float32)
+    w = rng.normal(0, 1, (shape.out_channels, shape.in_channels // shape.groups, *shape.kernel))
+    w, bias = w.astype(np.float32), rng.normal(0, 1, shape.out_channels).astype(np.float32)
+    spec = _halves(shape, target)
+    row = spec.row
+    assert (row.activation, row.group) == ("float16", chunk)
+    exact, rounded, sizes = (
+        convolve(f(x).astype(np.float64), f(w).astype(np.float64), shape).reshape(shape.rows, -1)
+        for f in (np.asarray, np.float16, np.abs)
+    )
+    # Both factors are rounded, then a product up to ``chunk`` times with the sums it is in; floats add those.
+    length = shape.reduction(chunk)
+    relative = (1 + 2.0**-11) ** (chunk + 2) - 1 + (length / chunk + 2) * 2.0**-24
+    bound = sizes * relative + length * 2.0**-25 + np.abs(bias) * 2.0**-23
+    arguments = [
+        x.reshape(-1, shape.in_channels),
+        pack_weights(w.astype(np.float16), shape.groups, row.lanes, row.group, row.words),
+        pack_channels(bias, shape.groups, row.lanes),
+        np.full(exact.shape, 77, np.float32),
+    ]
+    return HalfCase(spec.schedule(), arguments, exact + bias, rounded + bias, bound)
+
+
+def test_half_floats_are_widened_where_they_are_not_multiplied() -> None:
+    for target in ("cortex-a53", "raspberry-pi-4", "armv7-neon", "host"):
+        assert _halves(SHAPES[4], target).row.activation == "float32"
+    # Three products of a pixel would be padded to eight.
+    assert _halves(ConvolutionShape(1, 9, 9, 3, 16), "raspberry-pi-5").row.activation == "float32"
+
+
+def _halves(shape: ConvolutionShape, target: str) -> KernelSpec:
+    instruction = load_target(target).instruction
+    return KernelSpec("conv2d", shape, "float32", Output("float32"), instruction, weight_dtype="float16")
+
+
 def _check(
     machine: Target,
     processor: str,
@@ -183,16 +258,28 @@ def _check(
     expected: dict[str, np.ndarray],
     at: Path,
 ) -> None:
-    """Call each function on the emulated device, on its arrays (see ``emulated_arm``)."""
+    """That each function's output is as expected."""
+    outputs, _ = _run(machine, processor, functions, arrays, at)
+    _compare(outputs, expected)
+
+
+def _compare(outputs: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert {*outputs} == {*expected}
+    for name, wanted in expected.items():
+        np.testing.assert_array_equal(outputs[name], wanted, strict=True, err_msg=name)
+
+
+def _run(
+    machine: Target, processor: str, functions: dict[str, PrimFunc], arrays: dict[str, np.ndarray], at: Path
+) -> tuple[dict[str, np.ndarray], str]:
+    """Call each function on the emulated device, on its arrays (see ``emulated_arm``): outputs, their assembly."""
     built = tvm.compile(tvm.IRModule(functions), target=machine.tvm_target())
     library = at / "kernels.so"
     built.export_library(str(library), fcompile=Linking(machine.architecture))
     np.savez(at / "in.npz", **arrays)
     _emulate(processor, Path(__file__).with_name("emulated_arm.py"), library, "in.npz", "out.npz", at=at)
     with np.load(at / "out.npz") as outputs:
-        assert {*outputs.files} == {*expected}
-        for name, wanted in expected.items():
-            np.testing.assert_array_equal(outputs[name], wanted, strict=True, err_msg=name)
+        return dict(outputs), str(built.mod.inspect_source("asm"))
 
 
 def _emulate(processor: str, *arguments: str | Path, at: Path) -> None:

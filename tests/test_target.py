@@ -117,7 +117,9 @@ def test_a_target_needs_all_that_its_compiler_may_use(name):
         ("avx512", "avx512bw"),
         ("avx2", "avx2"),
         ("i8mm", "i8mm"),
+        ("i8mm", "asimdhp"),
         ("dotprod", "asimddp"),
+        ("dotprod", "asimdhp"),
         ("neon", "asimd"),
         ("neon32", "neon"),
     ],
@@ -236,6 +238,12 @@ def test_a_wrong_file_is_answered_with_the_field_at_fault(old, new, message):
         parse_target(FILE.replace(old, new, 1), "mine.toml")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_dot_products_of_arm_come_with_half_floats():
+    text = (Path(__file__).parents[1] / "targets" / "raspberry-pi-5.toml").read_text()
+    with pytest.raises(MpqError, match=r"instruction 'dotprod' needs the features asimdhp$"):
+        parse_target(text.replace('"asimdhp", ', ""), "mine.toml")
 
 
 def test_a_missing_file_is_named():

@@ -38,6 +38,8 @@ _ARCHITECTURES = {
     **dict.fromkeys(("portable", "cuda"), ""),
 }
 INSTRUCTIONS = tuple(_ARCHITECTURES)
+_FEATURES = {"dotprod": ("asimddp", "asimdhp"), "i8mm": ("i8mm", "asimdhp")}
+"""What rows of the table need together: kernels of half floats come with dot products."""
 
 _ABI = ("mabi", "mfloat-abi")
 
@@ -285,6 +287,10 @@ def parse_target(text: str, source: str) -> Target:
         raise MpqError(
             f"{source}: instruction {instruction!r} is of {wanted}, but [tvm] mtriple is {triple!r}"
         )
+    features = toml_fields.texts(raw, "features", source)
+    lacking = [feature for feature in _FEATURES.get(instruction, ()) if feature not in features]
+    if lacking:
+        raise MpqError(f"{source}: instruction {instruction!r} needs the features {', '.join(lacking)}")
     precisions = toml_fields.texts(raw, "precisions", source)
     for precision in precisions:
         try:
@@ -305,7 +311,7 @@ def parse_target(text: str, source: str) -> Target:
         description=toml_fields.text(raw, "description", source),
         instruction=instruction,
         precisions=precisions,
-        features=toml_fields.texts(raw, "features", source),
+        features=features,
         mcpu=toml_fields.text(tvm_raw, "mcpu", f"{source}: [tvm]"),
         mtriple=triple,
         mattr=toml_fields.texts(tvm_raw, "mattr", f"{source}: [tvm]"),

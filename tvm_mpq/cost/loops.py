@@ -17,7 +17,7 @@ from tvm.tirx import Expr, PrimFunc
 from tvm_mpq.kernels import neon
 
 _OF_WORDS = ("pmaddubsw", "smull", "vmull")
-_KINDS = ("fma", "mul", "mullo", "pmaddwd", "vpdpbusd", "sdot", "usdot", "smlal", *_OF_WORDS)
+_KINDS = ("fma", "mul", "mullo", "pmaddwd", "vpdpbusd", "sdot", "usdot", "usmmla", "smlal", *_OF_WORDS)
 READERS = 8
 READ_LANES = 8
 
@@ -51,6 +51,8 @@ def find_step(name: str) -> Step:
         return Step(2 * lanes, "int32", lanes, lambda x, w: x + _pmaddwd(lanes, x, w))
     if kind in ("sdot", "usdot"):
         return Step(4 * lanes, "int32", lanes, lambda x, w: _dot(kind, x, w))
+    if kind == "usmmla":
+        return Step(8 * lanes, "int32", lanes, _matrix)
     if kind == "smlal":
         return Step(lanes, "int32", lanes, neon.multiply_halves)
     if kind in ("smull", "vmull"):
@@ -75,6 +77,10 @@ def multiplications(name: str) -> int:
 def _dot(kind: str, x: Expr, w: Expr) -> Expr:
     a = T.reinterpret(w, dtype="uint8x16" if kind == "usdot" else "int8x16")
     return neon.dot(kind, x, a, T.reinterpret(w, dtype="int8x16"))
+
+
+def _matrix(x: Expr, w: Expr) -> Expr:
+    return neon.matrix(x, T.reinterpret(w, dtype="uint8x16"), T.reinterpret(w, dtype="int8x16"))
 
 
 def _pmaddwd(lanes: int, x: Expr, w: Expr) -> Expr:

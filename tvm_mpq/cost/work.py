@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tvm_mpq.kernels import neon
 from tvm_mpq.kernels.cuda.kernel import CUDA
 from tvm_mpq.kernels.cuda.work import cuda_work
 from tvm_mpq.kernels.intrinsic import FLOAT, INTEGER, NEON, Intrinsic
@@ -63,7 +64,7 @@ def kernel_work(spec: KernelSpec) -> Work:
         return Work(f"{dot.family}{32 * dot.lanes}{words}", macs, float(DIGITS * macs))
     if spec.family == "winograd":
         return Work(step_name(spec.row), macs, macs * 16.0 / 36.0)
-    if spec.row.family == "vdpbf16ps":
+    if spec.row.family in ("vdpbf16ps", neon.HALF):
         # Twice the products of a fused multiply-add of floats.
         return Work(step_name(FLOAT[spec.instruction]), macs, macs / 2)
     return Work(step_name(spec.row), macs, macs)

@@ -162,7 +162,7 @@ def convolution(
     arm64 = intrinsic.family in neon.ARM64
     # A register costs as much to copy as to clear. Not where products are added in int16 first: LLVM then makes one
     # chain after the other, in 30 cycles instead of 24. Sums of floats would be rounded in another order.
-    starts_with_bias = intrinsic.family in ("sdot", "usdot")
+    starts_with_bias = intrinsic.family in neon.DOTS
 
     def product(g: Expr, m: Expr, n: Expr, lane: Expr) -> Expr:
         staged = stage[g, m, k * group + inner]
@@ -267,6 +267,8 @@ def _stage(
     def convert(value: Expr) -> Expr:
         if grid is None and intrinsic.activation == "bfloat16":
             return to_bfloat16(value)
+        if grid is None and intrinsic.activation == "float16":
+            return value.astype("float16")
         if grid is None or not subtract:
             return neon.signed(value) if offset else value
         return value.astype(intrinsic.activation) - grid[0].astype(intrinsic.activation)

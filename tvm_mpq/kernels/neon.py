@@ -5,10 +5,13 @@ bias makes up for it, so that what is added up is Σ (x − 128)·w.
 
 - ``sdot`` adds four products to each result; ``usdot`` (i8mm) takes x as it is. A step reads up to four words of
   activations as one vector, of which the instruction picks one.
+- ``usmmla`` (i8mm) makes a block of two rows by two lanes of eight products each: :mod:`neon_matrix` has its step.
 - ``smull2`` multiplies pairs of bytes into int16, adds a second pair there, and then both halves to the result
   (``sadalp``): 2 · 128 · 127 fits. ``smull4`` and ``smull8`` add as many pairs of smaller codes first. The names with
   ``vmull`` are the same on 32-bit ARM.
 - ``fmla`` is the step of floats: four activations read as one vector, each of which meets a vector of weights.
+- ``fmla16`` is that of half floats, eight lanes a vector: the products of a step are added in half floats, which rounds
+  each sum to 11 bits, and then their sum to float32 results.
 """
 
 from __future__ import annotations
@@ -22,10 +25,23 @@ from tvm.tirx import Expr
 from tvm_mpq.kernels.narrow_weights import widened
 
 LANES = 4
+HALF_LANES = 8
+HALF_WIDENING = 6
+"""Cycles of a vector unit to make eight half floats two vectors of floats and add them: A76 converts in two."""
 OFFSET = 128
 """What is taken off an 8-bit activation where an instruction multiplies signed bytes."""
 _SUMS = (2, 4, 8)
-FAMILIES = ("sdot", "usdot", *(f"{name}{sums}" for name in ("smull", "vmull") for sums in _SUMS), "fmla")
+MATRIX = "usmmla"
+HALF = "fmla16"
+DOTS = ("sdot", "usdot", MATRIX)
+_DIRECT = (*DOTS, "fmla")
+"""Steps that multiply straight into their results."""
+FAMILIES = (
+    *DOTS,
+    *(f"{name}{sums}" for name in ("smull", "vmull") for sums in _SUMS),
+    "fmla",
+    HALF,
+)
 ARM64 = tuple(family for family in FAMILIES if not family.startswith("vmull"))
 
 NeonMultiply = Callable[[Expr, Expr, Sequence[Expr], Expr | None], Expr]
@@ -38,26 +54,44 @@ def sums_of(bits: int) -> int:
     return max(n for n in _SUMS if n <= most)
 
 
-def registers(family: str, words: int, rows: int, blocks: int) -> int:
+def registers(family: str, words: int, rows: int, blocks: int, nibbles: bool, multiplied: bool) -> int:
     """Of vectors, for a tile of ``rows`` × ``blocks``: its results and a step's weights, which all rows meet.
 
     Products that are added up before they reach a result need room to be in flight: with less, LLVM makes one chain
-    after the other (on Cortex-A72 tiles of 16 results are slower than those of 12).
+    after the other (on Cortex-A72 tiles of 16 results are slower than those of 12). So does what unpacks ``nibbles``,
+    and sums that are ``multiplied`` before they are added.
     """
-    others = 2 if family in ("sdot", "usdot", "fmla") else 12 if family.startswith("smull") else 6
-    return rows * blocks + words * blocks + others
+    if family == HALF:
+        return 2 * rows * blocks + words * blocks + 7
+    others = 2 + 4 * (nibbles + multiplied) if family in _DIRECT else 12 if family.startswith("smull") else 6
+    return rows * blocks + words * blocks * _vectors(family) + others
 
 
-def cycles(family: str, words: int, rows: int, blocks: int) -> float:
-    """Of a step on such a tile, for a core with two vector units, of which one multiplies into int16."""
-    tile = rows * blocks
-    loads = rows + words * blocks
-    if family in ("sdot", "usdot", "fmla"):
-        multiplying = tile * words / 2
+def cycles(family: str, words: int, rows: int, blocks: int, nibbles: bool) -> float:
+    """Of a step on such a tile, for a core with two vector units, of which one multiplies into int16.
+
+    ``nibbles``: two vectors of weights are unpacked in four instructions.
+    """
+    tile, vectors = rows * blocks, _vectors(family)
+    loads = rows * words / 2 if family == MATRIX else rows
+    weights = words * blocks * vectors
+    loads += weights / 2 if nibbles else weights
+    unpacking = 2 * weights * nibbles
+    if family == HALF:
+        loads = rows * words / HALF_LANES + words * blocks
+        multiplying = tile * (words + HALF_WIDENING) / 2
+    elif family in _DIRECT:
+        multiplying = (tile * words + unpacking) / 2
     else:
-        multiplying = max(tile * words, (tile * words * (1 + 1 / int(family[-1])) + rows * words) / 1.8)
+        adding = tile * words * (1 + 1 / int(family[-1])) + rows * words
+        multiplying = max(tile * words, (adding + unpacking) / 1.8)
     # Chains of one result follow each other four cycles apart.
     return max(multiplying, loads / 2, 2.0 * words) + 0.1 * loads
+
+
+def _vectors(family: str) -> int:
+    """Of the weights that meet a word of activations in a block."""
+    return 2 if family == MATRIX else 1
 
 
 def finishing(blocks: int) -> float:
@@ -74,6 +108,8 @@ def multiplication(family: str, words: int, weight: str) -> NeonMultiply:
     """The step of ``family`` with ``words`` words of activations and weights of dtype ``weight``."""
     if family == "fmla":
         return lambda acc, a, weights, _: _floats(acc, a, weights, weight)
+    if family == HALF:
+        return lambda acc, a, weights, _: _halves(acc, a, weights)
     if family in ("sdot", "usdot"):
         return lambda acc, a, weights, factor: _scaled(
             acc, factor, lambda total: _dots(family, total, _words(a, words, 4), weights)
@@ -101,6 +137,11 @@ def dot(family: str, accumulator: Expr, activations: Expr, weights: Expr) -> Exp
         # A word in all lanes is no instruction of its own where it is the last operand.
         return _call("llvm.aarch64.neon.sdot", "int32x4", accumulator, weights, activations)
     return _call("llvm.aarch64.neon.usdot", "int32x4", accumulator, activations, weights)
+
+
+def matrix(accumulator: Expr, activations: Expr, weights: Expr) -> Expr:
+    """``accumulator`` int32x4 (2×2) + eight products each of uint8x16 (two rows) and int8x16 (two columns)."""
+    return _call("llvm.aarch64.neon.usmmla.v4i32.v16i8", "int32x4", accumulator, activations, weights)
 
 
 def multiply_pairs(x: Expr, w: Expr, sums: int, arm32: bool) -> Expr:
@@ -133,10 +174,10 @@ def _words(a: Expr, words: int, per_word: int) -> list[Expr]:
     return [T.reinterpret(_pick(vector, word, words), dtype=bytes_) for word in range(words)]
 
 
-def _pick(vector: Expr, lane: int, count: int) -> Expr:
+def _pick(vector: Expr, lane: int, count: int, lanes: int = LANES) -> Expr:
     """``lane`` of ``count`` in all lanes of a vector."""
     # TVM makes no vector longer than what it is made of.
-    return tirx.Shuffle([vector] * max(1, LANES // count), [tirx.const(lane, "int32")] * LANES)
+    return tirx.Shuffle([vector] * max(1, lanes // count), [tirx.const(lane, "int32")] * lanes)
 
 
 def _neighbours(vector: Expr, count: int) -> Expr:
@@ -173,6 +214,15 @@ def _floats(accumulator: Expr, a: Expr, weights: Sequence[Expr], dtype: str) -> 
     for index, weight in enumerate(weights):
         accumulator = accumulator + _pick(a, index, LANES) * widened(weight, dtype, LANES)
     return accumulator
+
+
+def _halves(accumulator: Expr, a: Expr, weights: Sequence[Expr]) -> Expr:
+    """Float32 results + the sum of products in half floats, which LLVM makes ``fmul`` and then ``fmla``."""
+    products = [_pick(a, k, len(weights), HALF_LANES) * weight for k, weight in enumerate(weights)]
+    total = products[0]
+    for product in products[1:]:
+        total = total + product
+    return accumulator + T.cast(total, f"float32x{HALF_LANES}")
 
 
 def _multiply_long(a: Expr, b: Expr, arm32: bool) -> Expr:

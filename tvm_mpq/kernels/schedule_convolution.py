@@ -9,11 +9,14 @@ for task in parallel(row tasks × column tasks):
 
 from __future__ import annotations
 
+import math
+
 from tvm import IRModule
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import SBlockRV
 from tvm.tirx import PrimFunc
 
+from tvm_mpq.kernels import neon_matrix
 from tvm_mpq.kernels.bfloat16_step import IMPORTED, PRAGMA
 from tvm_mpq.kernels.convolution import ConvolutionShape
 from tvm_mpq.kernels.intrinsic import Intrinsic
@@ -52,6 +55,9 @@ def schedule_convolution(
     sch.unroll(mi)
 
     sch.compute_at(acc, row, preserve_unit_loops=True)
+    if intrinsic.rows > 1:
+        sch.transform_layout(acc, ("write", 0), neon_matrix.accumulator_layout)
+        sch.transform_layout(stage, ("write", 0), neon_matrix.stage_layout)
     _place_stage(sch, stage, tasks, shape, intrinsic, tile)
     _schedule_accumulation(sch, acc, intrinsic, tile)
     return sch.mod["main"]
@@ -66,13 +72,23 @@ def _schedule_accumulation(sch: Schedule, acc: SBlockRV, intrinsic: Intrinsic, t
         sch.unroll(inner)
         sch.vectorize(lane)
     else:
-        sch.reorder(k, step, mi, ni, lane, inner)
+        one = [lane, inner]
+        if intrinsic.rows > 1:
+            mi, row = sch.split(mi, [None, intrinsic.rows])
+            one.insert(0, row)
+        sch.reorder(k, step, mi, ni, *one)
     for loop in (step, mi, ni):
         sch.unroll(loop)
     init = sch.decompose_reduction(acc, k)
     if name is not None:
-        sch.tensorize(lane, name)
-        sch.vectorize(sch.get_loops(init)[-1])
+        sch.tensorize(one[0], name)
+        row, lane = sch.get_loops(init)[-2:]
+        if intrinsic.rows > 1:
+            # As the blocks of results lie: LLVM then repeats pairs of biases in registers.
+            block, column = sch.split(lane, [None, 2])
+            sch.reorder(block, row, column)
+            lane = sch.fuse(row, column)
+        sch.vectorize(lane)
 
 
 def _place_stage(
@@ -109,7 +125,8 @@ def _place_stage(
     whole_rows = shape.groups == 1 and shape.dilation[1] == 1
     run = length // shape.kernel[0] if whole_rows else per_group
     if length % run == 0 and (whole_rows or length == shape.kernel[0] * shape.kernel[1] * per_group):
-        _vectorize(sch, sch.split(k, [length // run, run])[1], 32)
+        width = 32 if intrinsic.rows == 1 else math.gcd(run, intrinsic.per_word)
+        _vectorize(sch, sch.split(k, [length // run, run])[1], width)
 
 
 def _vectorize(sch: Schedule, loop: object, width: int) -> None:

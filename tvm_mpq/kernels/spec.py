@@ -24,12 +24,12 @@ from tvm_mpq.kernels.depthwise import (
 )
 from tvm_mpq.kernels.intrinsic import (
     FLOAT,
-    HALF,
     HALF_CODES,
     INTEGER,
     NEON,
     Intrinsic,
     float_intrinsic,
+    half_intrinsic,
     intrinsic,
     narrow_intrinsic,
     winograd_intrinsic,
@@ -139,10 +139,11 @@ class KernelSpec:
             row = HALF_CODES[self.instruction]
             return narrow_intrinsic(row, self.weight_bits, self.weight_group, self.shape.run, 0)
         weight = "int8" if self.in_dtype == "uint8" else "float32"
-        row = intrinsic(self.instruction, weight, self.shape.out_channels // self.shape.groups)
+        channels = self.shape.out_channels // self.shape.groups
+        row = intrinsic(self.instruction, weight, channels, self.shape.rows)
         if self.in_dtype != "uint8":
             widening = float_intrinsic(row, self.float_weight, self.shape.run)
-            half = HALF.get((self.instruction, self.weight_dtype))
+            half = half_intrinsic(self.instruction, self.weight_dtype, channels, self.shape.run)
             return half if half is not None and self.family != "depthwise" else widening
         return narrow_intrinsic(row, self.weight_bits, self.weight_group, self.shape.run, self.int16_words)
 
@@ -179,7 +180,8 @@ class KernelSpec:
     def in_place(self) -> bool:
         """Whether a convolution can read its input without staging patches of it."""
         per_group = self.shape.in_channels // self.shape.groups
-        same = self.row.activation == self.in_dtype and per_group % self.row.group == 0
+        row = self.row
+        same = row.activation == self.in_dtype and per_group % row.group == 0 and row.rows == 1
         return same and self.shape.is_plain_matrix()
 
     @property

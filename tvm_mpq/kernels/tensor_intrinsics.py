@@ -46,7 +46,7 @@ class Step:
     @property
     def accumulator(self) -> str:
         """The dtype of the results."""
-        return "float32" if self.activation == "float32" else "int32"
+        return "float32" if self.activation.startswith("float") else "int32"
 
     @property
     def stored(self) -> str:
@@ -125,7 +125,9 @@ def _implementation(step: Step) -> PrimFunc:
     def weights(B: T.Buffer) -> list[Expr]:
         vectors = [B.vload([word, 0, 0], f"{stored}x{lanes * per}") for word in range(shape[0])]
         return (
-            [half for vector in vectors for half in _halves(vector, lanes * per)] if step.nibbles else vectors
+            [half for vector in vectors for half in unpack_nibbles(vector, lanes * per)]
+            if step.nibbles
+            else vectors
         )
 
     multiply: Any
@@ -171,7 +173,7 @@ def _implementation(step: Step) -> PrimFunc:
     return multiplied
 
 
-def _halves(bytes_: Expr, count: int) -> list[Expr]:
+def unpack_nibbles(bytes_: Expr, count: int) -> list[Expr]:
     """Two vectors of ``count`` int8 codes from one of ``count`` bytes with two codes each."""
     low = bytes_ & T.broadcast(T.uint8(15), count)
     # There is no shift of bytes: shift pairs and clear what came from the neighbour.

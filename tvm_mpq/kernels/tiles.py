@@ -35,6 +35,10 @@ def _divisors(value: int) -> list[int]:
     return [d for d in range(1, value + 1) if value % d == 0]
 
 
+def _multiples(of: int, most: int) -> range:
+    return range(of, most + of, of)
+
+
 def balanced(sizes: Iterable[int], units: int, threads: int) -> int:
     """The task size of ``sizes`` (divisors of ``units``) whose longest thread is shortest, the largest of equals.
 
@@ -55,7 +59,7 @@ def default_convolution_tile(
         (_cost(shape, intrinsic, rows, nr, staged, threads), -rows * nr, rows, nr, staged)
         for staged in ((True, False) if in_place else (True,))
         for nr in _divisors(blocks)
-        for rows in range(1, min(shape.rows, 16) + 1)
+        for rows in _multiples(intrinsic.rows, min(shape.rows, 16))
         if _registers(intrinsic, rows, nr) <= intrinsic.registers and (staged or shape.rows % rows == 0)
     )
     rows, nr, staged = best[2:]
@@ -111,7 +115,7 @@ def _convolution_tiles(
     pairs = [
         (rows, nr)
         for nr in _divisors(blocks)
-        for rows in range(1, min(shape.rows, _MOST_ROWS) + 1)
+        for rows in _multiples(intrinsic.rows, min(shape.rows, _MOST_ROWS))
         if _registers(intrinsic, rows, nr) <= intrinsic.registers
         and -(-shape.rows // rows) * rows <= _MOST_PADDING * shape.rows
     ]
@@ -158,7 +162,9 @@ def _registers(intrinsic: Intrinsic, rows: int, blocks: int) -> int:
     if intrinsic.family == "pmaddubsw":
         return rows * blocks + 2
     if intrinsic.family in neon.FAMILIES:
-        return neon.registers(intrinsic.family, intrinsic.words, rows, blocks)
+        return neon.registers(
+            intrinsic.family, intrinsic.words, rows, blocks, intrinsic.nibbles, intrinsic.multiplied
+        )
     return rows * blocks + blocks + 1 + (intrinsic.family == "pmaddwd")
 
 
@@ -192,7 +198,7 @@ def _cost(
         cycles = max(cycles, step_bytes / 30)
     cycles += 0.08 * loads
     if intrinsic.family in neon.FAMILIES:
-        cycles = neon.cycles(intrinsic.family, words, rows, blocks)
+        cycles = neon.cycles(intrinsic.family, words, rows, blocks, intrinsic.nibbles)
         steps = shape.reduction(intrinsic.group) // intrinsic.group
         cycles += tile * neon.finishing(blocks) / steps
         # Of so few steps LLVM makes no loop, and activations that all tiles of a task share go to memory, a vector for

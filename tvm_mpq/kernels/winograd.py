@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tvm_mpq.kernels import neon
 from tvm_mpq.kernels.convolution import ConvolutionShape
 from tvm_mpq.kernels.intrinsic import Intrinsic
 from tvm_mpq.kernels.tiles import shared_evenly
@@ -181,6 +182,8 @@ def winograd_pays(geometry: WinogradGeometry, direct_row: Intrinsic) -> bool:
         direct *= 0.68
     elif direct_row.family == "pmaddubsw":
         direct *= 0.4 * (1 + 1 / direct_row.words)
+    elif direct_row.family == neon.HALF:
+        direct *= 0.5 * (1 + neon.HALF_WIDENING / direct_row.words)
     return direct >= 1.25 * (multiplications + transforms + expansion + _PARALLEL_LOOPS)
 
 
