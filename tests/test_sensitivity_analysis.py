@@ -171,6 +171,18 @@ def test_kl_needs_no_labels_and_is_never_negative(files: tuple[Path, Path]) -> N
         assert 0.0 <= found.measured < 10 * found.mean + 1e-6
 
 
+def test_a_network_that_ends_in_a_softmax_has_the_loss_of_its_logits(tmp_path: Path) -> None:
+    nodes, constants = [node("MatMul", "x w", "logits")], {"w": weights(6, 4)}
+    losses = []
+    for name, output in (("logits", []), ("shares", [node("Softmax", "logits", "shares")])):
+        onnx.save(network(nodes + output, {"x": [1, 6]}, [name], constants), tmp_path / "net.onnx")
+        x, labels = np.random.default_rng(1).normal(size=(8, 6)).astype(np.float32), np.arange(8) % 4
+        np.savez(tmp_path / "data.npz", x=x, labels=labels)
+        table = analyze_model(tmp_path / "net.onnx", tmp_path / "data.npz", precisions=(W4A8,), samples=8)
+        losses.append(table.base_loss)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 def test_what_cannot_be_a_candidate_is_said(files: tuple[Path, Path]) -> None:
     with pytest.raises(MpqError, match="named twice"):
         parse_precisions("w8a8, w4a8,w8a8")

@@ -18,6 +18,7 @@ from tvm_mpq.errors import MpqError, MpqWarning
 from tvm_mpq.files import sha256
 from tvm_mpq.fitting import GridOptions, fit_weights
 from tvm_mpq.frontend import import_onnx, io_specs, operators
+from tvm_mpq.loss import gives_probabilities
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.plan_weights import PlanWeights
 from tvm_mpq.precision import FP32, Precision
@@ -84,6 +85,7 @@ def compile_model(
             raise MpqError("the plan comes with weights of its own: leave out --rounding and --equalize")
     elif equalize or rounding is not None or any(p.integer_activations for p in chosen.operators.values()):
         dataset = _calibration_set(mod, calibration, preprocess or Preprocess()).take(samples)
+        probabilities = probabilities or gives_probabilities(operators(mod))
         grids = GridOptions(observer, equalize, rounding, loss, probabilities)
         weights = fit_weights(mod, digest_of_model, chosen, dataset, grids, seed, progress)
     if weights is not None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -112,6 +112,17 @@ def get_loss(name: str, *, probabilities: bool = False) -> Loss:
     near = difflib.get_close_matches(name, LOSSES, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise MpqError(f"unknown loss {name!r}: use {', '.join(LOSSES)} or module:function{hint}")
+
+
+class _OfKind(Protocol):
+    @property
+    def kind(self) -> str: ...
+
+
+def gives_probabilities(operators: Sequence[_OfKind]) -> bool:
+    """Whether a network of these ``operators``, in order, ends in a softmax or sigmoid, reshaped or not."""
+    last = next((o.kind for o in reversed(operators) if o.kind not in ("reshape", "permute_dims")), "")
+    return last in ("softmax", "sigmoid")
 
 
 def divergence(loss: Loss, probabilities: bool) -> Loss | None:

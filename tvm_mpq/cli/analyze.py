@@ -15,6 +15,7 @@ from tvm_mpq.cli.options import (
     MeanOption,
     ModelArgument,
     ObserverOption,
+    ProbabilitiesOption,
     ResizeOption,
     ScaleOption,
     check_output_file,
@@ -36,9 +37,7 @@ def analyze_command(
             help="cross-entropy, mse, bce, cosine, ctc, kl (against fp32, no labels) or module:function."
         ),
     ] = "cross-entropy",
-    probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="The outputs are probabilities, not logits.")
-    ] = False,
+    probabilities: ProbabilitiesOption = False,
     precisions: Annotated[
         str, typer.Option(metavar="P,P,…", help="The candidate precisions.")
     ] = "w8a8,w6a8,w4a8",

@@ -12,6 +12,7 @@ from tvm_mpq.cli.options import (
     JsonOption,
     LimitOption,
     MeanOption,
+    ProbabilitiesOption,
     ResizeOption,
     RpcKeyOption,
     RpcOption,
@@ -48,6 +49,7 @@ def benchmark(
             help="cross-entropy, mse, bce, cosine, ctc, kl (against fp32, no labels) or module:function."
         ),
     ] = "cross-entropy",
+    probabilities: ProbabilitiesOption = False,
     threads: ThreadsOption = 1,
     repeat: Annotated[int, typer.Option(metavar="N", help="Runs to time.")] = 100,
     limit: LimitOption = None,
@@ -107,6 +109,7 @@ def benchmark(
             baseline=fp32,
             baseline_reason=reason,
             loss=loss,
+            probabilities=probabilities,
             threads=threads,
             repeat=repeat,
             seed=seed,

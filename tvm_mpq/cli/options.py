@@ -39,7 +39,11 @@ EqualizeOption = Annotated[
 ]
 LossOption = Annotated[str, typer.Option(help="cross-entropy, mse, bce, cosine, ctc, kl or module:function.")]
 ProbabilitiesOption = Annotated[
-    bool, typer.Option("--probabilities", help="The outputs are probabilities, not logits.")
+    bool,
+    typer.Option(
+        "--probabilities",
+        help="The outputs are probabilities, not logits, though the network does not end in a softmax or sigmoid.",
+    ),
 ]
 InputShapeOption = Annotated[
     list[str] | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -71,6 +72,8 @@ from tvm_mpq.kernels.winograd import (
 from tvm_mpq.kernels.winograd_program import winograd
 
 ATTRIBUTE = "mpq.kernel"
+_KEPT = 256
+"""Functions that are not made again: a search and an analysis lower the same kernels over and over."""
 
 Tile: TypeAlias = ConvolutionTile | CudaTile | DepthwiseTile | PackedRowsTile | WeightOnlyTile | WinogradTile
 """The decisions of one template; its type says which."""
@@ -322,6 +325,7 @@ class KernelSpec:
                 tiles += packed_rows_tiles(packed.packed_rows)
         return list(dict.fromkeys(tiles))
 
+    @functools.lru_cache(_KEPT)  # noqa: B019 (specs are small)
     def define(self) -> PrimFunc:
         """The unscheduled kernel, marked with this spec; one that is written out as a program is scheduled by that."""
         if self.instruction == CUDA or self.family in ("packed_rows", "winograd", "weight_only"):
@@ -336,6 +340,7 @@ class KernelSpec:
             )
         return definition.with_attr(ATTRIBUTE, self.to_json())
 
+    @functools.lru_cache(_KEPT)  # noqa: B019
     def schedule(self, tile: Tile | None = None) -> PrimFunc:
         """The kernel under its template with ``tile``, the default for None. ``tile`` is of this spec's algorithm."""
         if self.instruction == CUDA:

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from tvm_mpq.dataset import Dataset
 from tvm_mpq.errors import MpqError
 from tvm_mpq.files import sha256
-from tvm_mpq.loss import Loss, get_loss
+from tvm_mpq.loss import Loss, get_loss, gives_probabilities
 from tvm_mpq.runtime.evaluate import SampleLosses, batch_size, evaluate
 from tvm_mpq.runtime.machine import Machine, ThisMachine
 from tvm_mpq.runtime.metadata import Metadata
@@ -43,6 +43,7 @@ def benchmark(
     baseline: Package | None = None,
     baseline_reason: str = "none was given",
     loss: str = "cross-entropy",
+    probabilities: bool = False,
     threads: int | None = 1,
     repeat: int = 100,
     seed: int = 0,
@@ -52,7 +53,8 @@ def benchmark(
 ) -> Result:
     """Measure ``package`` on ``data`` and, in turns with it, the fp32 package ``baseline``.
 
-    ``loss`` is a name for :func:`tvm_mpq.loss.get_loss`; ``kl`` compares with the baseline's outputs.
+    ``loss`` is a name for :func:`tvm_mpq.loss.get_loss`; ``kl`` compares with the baseline's outputs. Outputs are taken
+    for ``probabilities`` also where the network ends in a softmax or sigmoid.
     Latency is of ``repeat`` runs each of the first batch of ``data`` with ``threads`` threads (None: all).
     ``seed`` is that of the bootstrap. ``profiled``: also time every kernel call of the package (runtime.profile).
     Without a baseline, ``baseline_reason`` says why in the result. ``machine`` is where they run, this one by default.
@@ -63,7 +65,8 @@ def benchmark(
     check_repeat(repeat)
     if baseline is not None:
         _check_pair(package.metadata, baseline.metadata)
-    measure = get_loss(loss, probabilities=ends_in_probabilities(package.metadata))
+    probabilities = probabilities or gives_probabilities(package.metadata.operators)
+    measure = get_loss(loss, probabilities=probabilities)
     if measure.needs_reference and baseline is None:
         raise MpqError(f"--loss {loss} compares with the fp32 package, which is not there: {baseline_reason}")
     session = where.session(package, threads)
@@ -125,11 +128,6 @@ def find_baseline(
             "compile again, or say with --baseline FILE that you want it"
         )
     return baseline, ""
-
-
-def ends_in_probabilities(metadata: Metadata) -> bool:
-    """Whether the network's last operator turns logits into probabilities."""
-    return bool(metadata.operators) and metadata.operators[-1].kind in ("softmax", "sigmoid")
 
 
 def time_in_turns(

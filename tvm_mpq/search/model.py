@@ -20,8 +20,8 @@ from tvm_mpq.cost.table import CostTable
 from tvm_mpq.dataset import Dataset, Preprocess
 from tvm_mpq.errors import MpqError
 from tvm_mpq.files import sha256
-from tvm_mpq.frontend import import_onnx, io_specs
-from tvm_mpq.loss import get_loss
+from tvm_mpq.frontend import import_onnx, io_specs, operators
+from tvm_mpq.loss import get_loss, gives_probabilities
 from tvm_mpq.plan_weights import PlanWeights, beside_plan, origin_of, save_plan
 from tvm_mpq.precision import FP32, W8A8
 from tvm_mpq.runtime.machine import Machine
@@ -78,6 +78,7 @@ def search_model(
     machine = target if isinstance(target, Target) else load_target(target)
     machine.require(chosen.precisions)
     mod = import_onnx(model, input_shapes)
+    chosen = replace(chosen, probabilities=chosen.probabilities or gives_probabilities(operators(mod)))
     digest = sha256(Path(model).read_bytes())
     splits = _splits(mod, calibration, selection, evaluation, chosen, preprocess or Preprocess())
     splits.check(get_loss(chosen.loss, probabilities=chosen.probabilities))

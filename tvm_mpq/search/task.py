@@ -27,7 +27,8 @@ class SearchOptions:
     equalized (:mod:`~tvm_mpq.quantization.equalization`), ``rounding`` how weights are rounded.
     ``output_scale`` lets the loss choose the scale of the network's output; ``relinearize`` takes gradients again at
     the best plan after half of the evaluations. ``front`` is the number of limits on storage for which the best plan is
-    reported too. ``threads`` is what latency is predicted for.
+    reported too. ``threads`` is what latency is predicted for. ``probabilities``: the outputs are no logits, as they
+    are in any case where the network ends in a softmax or sigmoid.
     """
 
     precisions: tuple[Precision, ...] = SEARCHED

@@ -12,8 +12,8 @@ from tvm_mpq.calibration import calibrate
 from tvm_mpq.dataset import Dataset, open_dataset
 from tvm_mpq.errors import MpqError
 from tvm_mpq.files import sha256
-from tvm_mpq.frontend import import_onnx, io_specs
-from tvm_mpq.loss import get_loss
+from tvm_mpq.frontend import import_onnx, io_specs, operators
+from tvm_mpq.loss import get_loss, gives_probabilities
 from tvm_mpq.precision import Precision
 from tvm_mpq.search.evaluator import PlanEvaluator
 from tvm_mpq.sensitivity.analysis import Analysis
@@ -58,6 +58,7 @@ def analyze_model(
     mod = import_onnx(model, input_shapes)
     inputs, outputs = io_specs(mod)
     _check_batch(inputs, outputs)
+    probabilities = probabilities or gives_probabilities(operators(mod))
     exact = get_loss(loss, probabilities=probabilities)
     classes = outputs[0].shape[1] if exact.classification and len(outputs[0].shape) > 1 else None
     if isinstance(calibration, Dataset):
