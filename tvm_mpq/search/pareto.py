@@ -12,6 +12,7 @@ from tvm_mpq.search.front import sweep
 from tvm_mpq.search.goal import LATENCY, LOSS, STORAGE
 from tvm_mpq.search.preparation import Prepared
 from tvm_mpq.search.problem import Choices, Floats
+from tvm_mpq.search.solver import solve
 
 _SIGNED, _UNSIGNED = "front", "squared gradients"
 
@@ -23,14 +24,13 @@ def front_choices(
 
     ``loss`` [N, P] is what the search believes of the loss; ``unsigned`` the second-order estimates alone, half the
     squared product of gradient and noise: what rankings by a Hessian or by squared gradients go by. The limits are from
-    the fewest bytes there are to those of uniform 8 bits.
+    the fewest bytes that meet the limit on latency to those of uniform 8 bits.
     """
     problem, allowed = prepared.problem, prepared.space.allowed
-    storage = np.where(allowed, problem.costs[STORAGE], np.inf)
-    least = float(storage.min(axis=1).sum())
+    fixed = {LATENCY: limits[LATENCY]} if LATENCY in limits else {}
+    least = solve(problem, STORAGE, fixed).totals[STORAGE]
     most = max(problem.totals(choices)[STORAGE] for _, choices in _uniform(prepared))
     values = np.linspace(least, most, points).tolist()
-    fixed = {LATENCY: limits[LATENCY]} if LATENCY in limits else {}
     for name, costs in ((_SIGNED, loss), (_UNSIGNED, unsigned)):
         full = replace(problem, costs={**problem.costs, LOSS: np.where(allowed, costs, 0.0)})
         for number, solution in enumerate(sweep(full, LOSS, STORAGE, values, fixed), 1):
