@@ -261,6 +261,8 @@ def test_compile_with_a_limit_searches_and_compiles(
 ) -> None:
     # The costs that it measures are for this network only.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    # Each candidate is built and measured.
+    monkeypatch.setattr("tvm_mpq.cli.compile.DEFAULT_CANDIDATES", "w8a8,w4a8")
     package = tmp_path / "m.tar"
     command = ["compile", str(files / "net.onnx"), "--output", str(package), "--no-baseline"]
     samples = ["--calibration", str(files / "calibration.npz"), "--cache", str(tmp_path / "cache")]
