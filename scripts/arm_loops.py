@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tvm
 
@@ -35,7 +35,7 @@ SHAPES = {
     "1×1": ConvolutionShape(1, 14, 14, 128, 96),
     "3×3": ConvolutionShape(1, 28, 28, 64, 96, (3, 3), (1, 1), (1, 1, 1, 1)),
 }
-PRECISIONS = {
+PRECISIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "w8a8": ("uint8", {}),
     "w4a8": ("uint8", {"weight_bits": 4}),
     "w4g32a8": ("uint8", {"weight_bits": 4, "weight_group": 32}),
