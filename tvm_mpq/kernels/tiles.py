@@ -200,7 +200,7 @@ def _cost(
     if intrinsic.family in neon.FAMILIES:
         cycles = neon.cycles(intrinsic.family, words, rows, blocks, intrinsic.nibbles)
         steps = shape.reduction(intrinsic.group) // intrinsic.group
-        cycles += tile * neon.finishing(blocks) / steps
+        cycles += neon.outside(intrinsic.family, rows, blocks) / steps
         # Of so few steps LLVM makes no loop, and activations that all tiles of a task share go to memory, a vector for
         # each word.
         if steps <= 4 and _row_tiles(shape, intrinsic, rows, threads) == 1 < shape.rows // rows:
