@@ -13,16 +13,18 @@ from small_networks import kernel, node, prepare
 from tvm_mpq.transform import attributes as attr
 
 COORDINATES = ["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"]
+ROUNDINGS = ["floor", "ceil", "round_prefer_floor", "round_prefer_ceil"]
 
 
-def resize(size: list[int], **attributes) -> onnx.ModelProto:
-    nodes = [
-        node("Conv", "x w", "c", pads=[1, 1, 1, 1]),
-        helper.make_node("Resize", ["c", "", "", "size"], ["r"], name="r", **attributes),
-        node("Conv", "r v", "y"),
-    ]
+def resizes(size: list[int], ways: list[dict[str, str]]) -> onnx.ModelProto:
+    """A convolution, resized in several ways side by side, each of which another convolution reads."""
+    nodes = [node("Conv", "x w", "c", pads=[1, 1, 1, 1])]
+    for number, way in enumerate(ways):
+        resized = f"r{number}"
+        nodes.append(helper.make_node("Resize", ["c", "", "", "size"], [resized], name=resized, **way))
+        nodes.append(node("Conv", f"{resized} v", f"y{number}"))
     constants = {"w": kernel(9, 3, 3, 3, 1), "v": kernel(4, 9, 1, 1, 2), "size": np.array([2, 9, *size])}
-    return network(nodes, {"x": [2, 3, 6, 5]}, ["y"], constants)
+    return network(nodes, {"x": [2, 3, 6, 5]}, [f"y{number}" for number in range(len(ways))], constants)
 
 
 def assert_all_agree(model: onnx.ModelProto, tolerance: float = 1e-5) -> set[str]:
@@ -45,21 +47,20 @@ def assert_all_agree(model: onnx.ModelProto, tolerance: float = 1e-5) -> set[str
     return {name for name, precision in executed.items() if precision != "w8a8"}
 
 
-@pytest.mark.parametrize("coordinates", COORDINATES)
 @pytest.mark.parametrize("size", [[12, 10], [18, 5], [3, 15]])
-def test_linear_resizes(coordinates: str, size: list[int]) -> None:
-    model = resize(size, mode="linear", coordinate_transformation_mode=coordinates)
-    assert kinds(assert_agrees(model)) == ["conv2d", "resize_linear", "conv2d"]
+def test_linear_resizes(size: list[int]) -> None:
+    ways = [{"mode": "linear", "coordinate_transformation_mode": way} for way in COORDINATES]
+    model = resizes(size, ways)
+    assert kinds(assert_agrees(model)) == ["conv2d", *["resize_linear", "conv2d"] * len(ways)]
     assert assert_all_agree(model) == set()
 
 
-@pytest.mark.parametrize("rounding", ["floor", "ceil", "round_prefer_floor", "round_prefer_ceil"])
 @pytest.mark.parametrize("coordinates", COORDINATES)
-def test_nearest_resizes(coordinates: str, rounding: str) -> None:
-    model = resize(
-        [12, 20], mode="nearest", coordinate_transformation_mode=coordinates, nearest_mode=rounding
-    )
-    assert kinds(assert_agrees(model)) == ["conv2d", "resize_nearest", "conv2d"]
+def test_nearest_resizes(coordinates: str) -> None:
+    common = {"mode": "nearest", "coordinate_transformation_mode": coordinates}
+    ways = [{**common, "nearest_mode": rounding} for rounding in ROUNDINGS]
+    model = resizes([12, 20], ways)
+    assert kinds(assert_agrees(model)) == ["conv2d", *["resize_nearest", "conv2d"] * len(ways)]
     assert assert_all_agree(model) == set()
 
 
