@@ -19,7 +19,7 @@ from tvm_mpq.quantization.int16_sums import SUM_WORDS, fit_sums, fitting_words
 from tvm_mpq.quantization.packing import pack_channels, pack_depthwise, pack_factors, pack_weights
 
 EXAMPLES = settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 
 

@@ -213,7 +213,7 @@ def test_a_convolution_read_in_float_and_in_8_bits_is_stored_once() -> None:
 
 
 @settings(
-    max_examples=8,
+    max_examples=5,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],

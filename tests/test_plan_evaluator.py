@@ -39,7 +39,7 @@ def _plan(evaluator: PlanEvaluator, *precisions: str) -> PrecisionPlan:
 
 
 @pytest.mark.parametrize(
-    "precisions", [("w8a8",), ("w7a8", "w3a8", "w4g32a8", "w6a8", "w4a8"), ("w8a8", "w5a8", "fp32")]
+    "precisions", [("w7a8", "w3a8", "w4g32a8", "w6a8", "w4a8", "w8a8"), ("w8a8", "w5a8", "fp32")]
 )
 def test_losses_are_those_of_the_package(evaluator: PlanEvaluator, precisions: tuple[str, ...]) -> None:
     plan = _plan(evaluator, *precisions)

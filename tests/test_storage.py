@@ -142,8 +142,7 @@ def packages(tmp_path_factory):
     return compiled
 
 
-@pytest.mark.parametrize("instruction", ["generic", "avx2"])
-@pytest.mark.parametrize("make", [mixed, tokens])
+@pytest.mark.parametrize(("make", "instruction"), [(mixed, "avx2"), (tokens, "generic")])
 def test_a_loaded_package_equals_integer_arithmetic_in_numpy(packages, make, instruction):
     require(instruction)
     net = prepared(make)

@@ -157,8 +157,7 @@ MIXES = {
 }
 
 
-@pytest.mark.parametrize("instruction", ["generic", "avx2"])
-@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize(("mix", "instruction"), [*((mix, "avx2") for mix in MIXES), ("bits", "generic")])
 @pytest.mark.parametrize("make", [mixed, tokens])
 def test_mixed_plans_equal_integer_arithmetic_in_numpy(make, mix, instruction):
     require(instruction)
