@@ -82,13 +82,12 @@ def innermost(text: str) -> list[str]:
         if jump and jump[1] in labels:
             body = lines[labels[jump[1]] + 1 : place + 1]
             loops.append([x.strip() for x in body if not x.strip().startswith((".", "//"))])
-    return max(
-        (loop for loop in loops if _multiplications(loop) >= 8), key=lambda x: _multiplications(x) / len(x)
-    )
+    dense = (loop for loop in loops if len(_multiplications(loop)) >= 8)
+    return max(dense, key=lambda loop: len(_multiplications(loop)) / len(loop))
 
 
-def _multiplications(loop: list[str]) -> int:
-    return sum(line.split()[0] in MULTIPLICATIONS for line in loop)
+def _multiplications(loop: list[str]) -> list[str]:
+    return [line for line in loop if line.split()[0] in MULTIPLICATIONS]
 
 
 def products(line: str) -> int:
@@ -115,8 +114,8 @@ def measure(target: str, precision: str, name: str, mca: str) -> Loop:
     )
     tile = spec.default_tile()
     loop = innermost(assembly(spec, target))
-    count = _multiplications(loop)
-    multiplications = [line for line in loop if line.split()[0] in MULTIPLICATIONS]
+    multiplications = _multiplications(loop)
+    count = len(multiplications)
     made = sum(map(products, multiplications))
     # The cost of the multiplications alone, in the same model.
     least = simulated(list(map(_alone, multiplications, range(count))), processor, mca)

@@ -128,6 +128,11 @@ class Graph:
         """The node that makes ``tensor``; None for inputs and constants."""
         return self._producers.get(tensor)
 
+    def made_by(self, tensor: str, *op_types: str) -> Node | None:
+        """The node that makes ``tensor`` where it is one of ONNX's own ``op_types``."""
+        found = self._producers.get(tensor)
+        return found if found is not None and found.is_(*op_types) else None
+
     def sole_producer(self, tensor: str) -> Node | None:
         """The node that makes ``tensor`` for one reader only, so that the two may become one node."""
         return self._producers.get(tensor) if self._uses[tensor] == 1 else None

@@ -33,11 +33,12 @@ OFFSET = 128
 _SUMS = (2, 4, 8)
 MATRIX = "usmmla"
 HALF = "fmla16"
-DOTS = ("sdot", "usdot", MATRIX)
+_DOTS_OF_FOUR = ("sdot", "usdot")
+DOTS = (*_DOTS_OF_FOUR, MATRIX)
 _DIRECT = (*DOTS, "fmla")
 """Steps that multiply straight into their results."""
-_READ_AHEAD = {"sdot": 28, "usdot": 28}
-"""The most vectors of results and weights that leave room for activations read ahead.
+_READ_AHEAD = 28
+"""The most vectors of results and weights of dot products that leave room for activations read ahead.
 
 A core that runs in order waits for what it has not read ahead, so LLVM moves loads forward for it, and what has no
 register then goes to memory: for Cortex-A55 tiles of 11 × 2 need a tenth more cycles a product than those of 10 × 2.
@@ -95,8 +96,8 @@ def cycles(family: str, words: int, rows: int, blocks: int, nibbles: bool) -> fl
         multiplying = max(tile * words, (adding + unpacking) / 1.8)
     # Chains of one result follow each other four cycles apart.
     stalls = 0.1 * loads
-    if family in _READ_AHEAD:
-        stalls = 0.5 * loads + 0.6 * unpacking + 1 + 2 * max(0, tile + weights - _READ_AHEAD[family])
+    if family in _DOTS_OF_FOUR:
+        stalls = 0.5 * loads + 0.6 * unpacking + 1 + 2 * max(0, tile + weights - _READ_AHEAD)
     return max(multiplying, loads / 2, 2.0 * words) + stalls
 
 
@@ -110,7 +111,7 @@ def outside(family: str, rows: int, blocks: int) -> float:
 
     Loops of dot products are short enough for their first loads and last jump to show.
     """
-    return rows * blocks * (2.75 if blocks % 2 == 0 else 3.5) + (10 if family in _READ_AHEAD else 0)
+    return rows * blocks * (2.75 if blocks % 2 == 0 else 3.5) + (10 if family in _DOTS_OF_FOUR else 0)
 
 
 def signed(code: Expr) -> Expr:
@@ -124,7 +125,7 @@ def multiplication(family: str, words: int, weight: str) -> NeonMultiply:
         return lambda acc, a, weights, _: _floats(acc, a, weights, weight)
     if family == HALF:
         return lambda acc, a, weights, _: _halves(acc, a, weights)
-    if family in ("sdot", "usdot"):
+    if family in _DOTS_OF_FOUR:
         return lambda acc, a, weights, factor: _scaled(
             acc, factor, lambda total: _dots(family, total, _words(a, words, 4), weights)
         )

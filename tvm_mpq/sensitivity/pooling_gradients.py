@@ -29,6 +29,8 @@ def max_pool_gradient(
     n, c, height, width = shape_of(x)
     out = shape_of(result)[2:]
     stride, dilation, kernel = _pair(a.strides), _pair(a.dilation), _pair(a.pool_size)
+    if out == (1, 1) and kernel == (height, width):
+        return [_share_of_all(builder, x, result, adjoint)]
     top, left, bottom, right = (int(value) for value in a.padding)
     # In ceil mode the last windows reach beyond the padding.
     sizes = [
@@ -38,8 +40,6 @@ def max_pool_gradient(
         )
     ]
     beyond = [0, 0, 0, 0, top, sizes[0] - height - top, left, sizes[1] - width - left]
-    if out == (1, 1) and kernel == (height, width):
-        return [_share_of_all(builder, x, result, adjoint)]
     padded = builder.emit(op.nn.pad(x, beyond, pad_value=float(np.finfo(np.float32).min)))
     places = [(r * dilation[0], s * dilation[1]) for r in range(kernel[0]) for s in range(kernel[1])]
     hits = [_hit(builder, padded, result, place, stride) for place in places]

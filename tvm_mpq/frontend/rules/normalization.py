@@ -28,8 +28,8 @@ def match_layer_norm(graph: Graph, node: Node) -> bool:
     """(x − mean(x)) / √(mean((x − mean(x))²) + ε), as exporters of old opsets write it."""
     if not node.is_("Div"):
         return False
-    root = _made_by(graph, node.inputs[1], "Sqrt")
-    shifted = None if root is None else _made_by(graph, root.inputs[0], "Add")
+    root = graph.made_by(node.inputs[1], "Sqrt")
+    shifted = None if root is None else graph.made_by(root.inputs[0], "Add")
     if root is None or shifted is None:
         return False
     epsilon, variance = _number_and_tensor(graph, shifted)
@@ -79,11 +79,6 @@ def _put(
     graph.replace(old, [new])
 
 
-def _made_by(graph: Graph, tensor: str, *op_types: str) -> Node | None:
-    found = graph.producer(tensor)
-    return found if found is not None and found.is_(*op_types) else None
-
-
 def _number_and_tensor(graph: Graph, node: Node) -> tuple[float | None, str | None]:
     for number, tensor in (node.inputs, node.inputs[::-1]):
         value = graph.constant(number)
@@ -94,7 +89,7 @@ def _number_and_tensor(graph: Graph, node: Node) -> tuple[float | None, str | No
 
 def _mean_of_row(graph: Graph, tensor: str) -> Node | None:
     """The ReduceMean over the last axis, which it keeps, that makes ``tensor``."""
-    found = _made_by(graph, tensor, "ReduceMean")
+    found = graph.made_by(tensor, "ReduceMean")
     if found is None or graph.float_type(found.inputs[0]) is None or not found.get("keepdims", 1):
         return None
     rank = len(graph.types[found.inputs[0]].shape)
@@ -103,7 +98,7 @@ def _mean_of_row(graph: Graph, tensor: str) -> Node | None:
 
 def _centred(graph: Graph, tensor: str) -> str | None:
     """x where ``tensor`` is x less the mean of its row."""
-    found = _made_by(graph, tensor, "Sub")
+    found = graph.made_by(tensor, "Sub")
     mean = None if found is None else _mean_of_row(graph, found.inputs[1])
     if found is None or mean is None or mean.inputs[0] != found.inputs[0]:
         return None

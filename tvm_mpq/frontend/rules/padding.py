@@ -17,8 +17,8 @@ def fold_padding(graph: Graph, node: Node) -> bool:
     """Let ``node`` read what the Pad before it reads, and pad more itself."""
     if not node.is_kind("conv", "avg_pool2d", "max_pool2d"):
         return False
-    pad = graph.producer(node.inputs[0])
-    if pad is None or not pad.is_("Pad") or pad.inputs[0] not in graph.types:
+    pad = graph.made_by(node.inputs[0], "Pad")
+    if pad is None or pad.inputs[0] not in graph.types:
         return False
     found = _constant_padding(graph, pad)
     if found is None:

@@ -40,14 +40,14 @@ def match_softmax(graph: Graph, node: Node) -> bool:
     """
     if not node.is_("Div") or graph.float_type(node.inputs[0]) is None:
         return False
-    power, shape = graph.producer(node.inputs[0]), graph.types[node.inputs[0]].shape
-    if power is None or not power.is_("Exp") or graph.types[node.outputs[0]].shape != shape:
+    power, shape = graph.made_by(node.inputs[0], "Exp"), graph.types[node.inputs[0]].shape
+    if power is None or graph.types[node.outputs[0]].shape != shape:
         return False
     axis = _summed_axis(graph, node.inputs[1], power.outputs[0])
     if axis is None:
         return False
-    shift, source = graph.producer(power.inputs[0]), power.inputs[0]
-    if shift is not None and shift.is_("Sub") and graph.float_type(shift.inputs[0]) is not None:
+    shift, source = graph.made_by(power.inputs[0], "Sub"), power.inputs[0]
+    if shift is not None and graph.float_type(shift.inputs[0]) is not None:
         same = _unexpanded(graph, shift.inputs[1])
         if graph.types[shift.inputs[0]].shape == shape and _kept(graph, same, shape, axis):
             source = shift.inputs[0]
@@ -58,10 +58,11 @@ def match_softmax(graph: Graph, node: Node) -> bool:
 def _summed_axis(graph: Graph, tensor: str, power: str) -> int | None:
     """The axis over which ``tensor``, which may be broadcast, is the sum of ``power``; None where it is not that."""
     shape, tensor = graph.types[power].shape, _unexpanded(graph, tensor)
-    kept, found = graph.types[tensor].shape, graph.producer(tensor)
-    while found is not None and found.is_("Reshape", "Squeeze", "Unsqueeze"):
-        found = graph.producer(found.inputs[0])
-    if found is None or not found.is_("ReduceSum") or found.inputs[0] != power:
+    kept = graph.types[tensor].shape
+    while (reshaped := graph.made_by(tensor, "Reshape", "Squeeze", "Unsqueeze")) is not None:
+        tensor = reshaped.inputs[0]
+    found = graph.made_by(tensor, "ReduceSum")
+    if found is None or found.inputs[0] != power:
         return None
     axes = reduced_axes(graph, found)
     if axes is None or len(axes) != 1 or kept != (*shape[: axes[0]], 1, *shape[axes[0] + 1 :]):
@@ -71,8 +72,8 @@ def _summed_axis(graph: Graph, tensor: str, power: str) -> int | None:
 
 def _unexpanded(graph: Graph, tensor: str) -> str:
     """What is broadcast to ``tensor``, or ``tensor`` itself."""
-    found = graph.producer(tensor)
-    if found is None or not found.is_("Expand"):
+    found = graph.made_by(tensor, "Expand")
+    if found is None:
         return tensor
     source = found.inputs[0]
     same_rank = len(graph.types[source].shape) == len(graph.types[tensor].shape)
