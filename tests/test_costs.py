@@ -295,9 +295,10 @@ def test_the_command_writes_and_prints_the_table(tmp_path, capfd):
 
 
 @pytest.mark.parametrize("target", ["raspberry-pi-4", "raspberry-pi-5", "graviton3", "armv7-neon", "riscv64"])
-def test_costs_are_modelled_for_machines_of_other_kinds(mod, target):
+def test_costs_are_modelled_for_machines_of_other_kinds(mod, target, capfd):
     chosen = [Precision.parse(name) for name in ("w8a8", "w6a8", "w4a8", "w4g32a8", "w8a32", "w4a32", "fp16")]
     table = model_costs(mod, load_target(target), chosen)
     assert table.target == target
     for precision in chosen:
         assert sum(operator.seconds[str(precision)] for operator in table.operators) > 0
+    assert capfd.readouterr().err == ""

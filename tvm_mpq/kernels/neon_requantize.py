@@ -100,4 +100,6 @@ def _call(name: str, dtype: str, *arguments: Expr) -> Expr:
 tvm_ffi.get_global_func("ir.RegisterOp")(_OPERATION, "See tvm_mpq.kernels.neon_requantize.")
 register_op_attr(_OPERATION, "TCallEffectKind", CallEffectKind.Pure.value)
 register_op_attr(_OPERATION, "TVectorizable", True)
+# Without it TVM warns of every call that it prints, and measured costs go by kernels' text.
+register_op_attr(_OPERATION, "TScriptPrinterName", _OPERATION.removeprefix("tirx."))
 register_intrin_lowering(_OPERATION, target="llvm", f=_lowered)
