@@ -15,6 +15,7 @@ from tvm_mpq.precision import Precision
 from tvm_mpq.runtime.evaluate import evaluate
 from tvm_mpq.runtime.session import Session
 from tvm_mpq.sample import calibration_arrays, model_path
+from tvm_mpq.search.candidates import Rounding
 from tvm_mpq.search.evaluator import PlanEvaluator
 from tvm_mpq.target import host_target
 
@@ -45,7 +46,12 @@ def test_losses_are_those_of_the_package(evaluator: PlanEvaluator, precisions: t
     plan = _plan(evaluator, *precisions)
     found = evaluator.losses(plan)
     package = compile_model(
-        model_path(), calibration=evaluator.data, samples=SAMPLES, plan=plan, baseline=False
+        model_path(),
+        calibration=evaluator.data,
+        samples=SAMPLES,
+        plan=plan,
+        rounding=Rounding("nearest", correct_biases=False),
+        baseline=False,
     )
     packaged, _ = evaluate(Session(package, 1), None, evaluator.data, get_loss("cross-entropy"))
     np.testing.assert_array_equal(found.losses, packaged.losses)

@@ -77,17 +77,22 @@ def test_weights_alone_are_rounded_by_their_inputs(files: Path) -> None:
     model, data = files / "net.onnx", files / "evaluation.npz"
     fp32 = losses_of(compile_model(model, precision="fp32", baseline=False), model, data).losses
 
-    def error(rounding: Rounding | None) -> float:
-        package = compile_model(
+    def rounded(rounding: Rounding | None) -> Package:
+        return compile_model(
             model,
             precision="w3a32",
             calibration=files / "calibration.npz",
             rounding=rounding,
             baseline=False,
         )
+
+    def error(package: Package) -> float:
         return float(np.square(losses_of(package, model, data).losses - fp32).mean())
 
-    assert error(Rounding()) < 0.7 * error(None)
+    by_moments = rounded(Rounding())
+    assert error(by_moments) < 0.7 * error(rounded(Rounding("nearest", correct_biases=False)))
+    # Below 8 bits that is how weights are rounded where nothing else is asked for.
+    assert rounded(None).weights == by_moments.weights
 
 
 def test_a_step_is_taken_only_where_other_samples_confirm_it(files: Path) -> None:
@@ -142,6 +147,7 @@ def test_options_that_make_no_sense_are_one_line(
     for more, said in (
         (["--rounding", "up"], "unknown rounding 'up'"),
         (["--observer", "loss", "--loss", "mse"], "loss"),
+        (["--no-correct-biases"], "give --rounding METHOD as well"),
     ):
         arguments = ["compile", str(files / "net.onnx"), "-o", str(tmp_path / "out.tar"), *more]
         assert cli.main([*arguments, "--calibration", str(files / "unlabelled.npz")]) == 2

@@ -32,6 +32,7 @@ from tvm_mpq.quantization.rounding import round_to_nearest
 from tvm_mpq.quantization.storage import Expansion, multiplier_bits, store, stored_bytes
 from tvm_mpq.runtime.package import Package
 from tvm_mpq.runtime.session import Session
+from tvm_mpq.search.candidates import Rounding
 from tvm_mpq.transform import attributes as attr
 from tvm_mpq.transform.lift_weights import STREAM, LiftWeights
 from tvm_mpq.transform.operator_body import read_body
@@ -136,7 +137,12 @@ def packages(tmp_path_factory):
         net = prepared(make)
         samples = Dataset(Noise(net.mod))
         return compile_model(
-            path, target=target_of(instruction), calibration=samples, plan=plan_of(net), baseline=False
+            path,
+            target=target_of(instruction),
+            calibration=samples,
+            plan=plan_of(net),
+            rounding=Rounding("nearest", correct_biases=False),
+            baseline=False,
         )
 
     return compiled

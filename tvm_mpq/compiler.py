@@ -16,7 +16,7 @@ from tvm_mpq.cuda.nvcc import working_nvcc
 from tvm_mpq.dataset import Dataset, Preprocess
 from tvm_mpq.errors import MpqError, MpqWarning
 from tvm_mpq.files import sha256
-from tvm_mpq.fitting import GridOptions, fit_weights
+from tvm_mpq.fitting import GridOptions, default_rounding, fit_weights
 from tvm_mpq.frontend import import_onnx, io_specs, operators
 from tvm_mpq.loss import gives_probabilities
 from tvm_mpq.plan import PrecisionPlan
@@ -60,9 +60,10 @@ def compile_model(
 
     ``calibration`` (a path or an open data set, of which ``samples`` are used) is needed as soon as one operator has
     8-bit activations, unless there are ``weights``, which a search chose with the plan (``load_plan``). It finds the
-    ranges, by ``loss`` where that is the ``observer``; with ``equalize`` the channels' factors too, and with
-    ``rounding`` it rounds the weights (to nearest, and without changes of biases, where it is None). With ``output``
-    the package is written there and, with ``baseline``, the fp32 package beside it as ``<output>.fp32.tar``.
+    ranges, by ``loss`` where that is the ``observer``; with ``equalize`` the channels' factors too; and it rounds the
+    weights by ``rounding``. Where that is None they are rounded by their inputs' second moments if some have fewer
+    than 8 bits and there are samples, else to nearest without changes of biases. With ``output`` the package is written
+    there and, with ``baseline``, the fp32 package beside it as ``<output>.fp32.tar``.
     ``dump_ir`` is a folder that gets the module after each pass. Kernels get the tiles that the logs under
     ``tuning_logs`` (by default those that come with tvm_mpq) know for ``threads`` threads; what was left out of them is
     an MpqWarning. Raises MpqError for everything that a user can mend.
@@ -79,6 +80,8 @@ def compile_model(
 
     information, digest = None, None
     digest_of_model = sha256(Path(model).read_bytes())
+    if weights is None and rounding is None and calibration is not None:
+        rounding = default_rounding(chosen)
     if weights is not None:
         weights.check_model(Path(model))
         if equalize or rounding is not None:

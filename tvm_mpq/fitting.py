@@ -35,6 +35,12 @@ class GridOptions:
     probabilities: bool = False
 
 
+def default_rounding(plan: PrecisionPlan) -> Rounding | None:
+    """By second moments where a weight has fewer than 8 bits, of which rounding to nearest leaves little; else None."""
+    fewer = any(not each.is_float and each.weight_bits < 8 for each in plan.operators.values())
+    return Rounding() if fewer else None
+
+
 def fit_weights(
     mod: IRModule,
     model_sha256: str,

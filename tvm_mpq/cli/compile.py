@@ -74,7 +74,7 @@ def compile_command(
         typer.Option(
             metavar="METHOD",
             help="How weights are rounded: nearest or second-order.",
-            show_default="nearest, biases as they are; second-order of a search",
+            show_default="second-order below 8 bits; else nearest, biases as they are",
         ),
     ] = None,
     correct_biases: CorrectBiasesOption = True,
@@ -117,6 +117,8 @@ def compile_command(
         )
     if limited and calibration is None:
         raise MpqError("a search needs samples: give --calibration DATA")
+    if rounding is None and not correct_biases and not limited:
+        raise MpqError("--no-correct-biases says how to round: give --rounding METHOD as well")
     goal = make_goal(minimize, max_loss_increase, max_latency, max_storage) if limited else None
     shapes = parse_input_shapes(input_shape or [])
     means, scales = parse_numbers("--mean", mean), parse_numbers("--scale", scale)
