@@ -10,6 +10,7 @@ from tvm_mpq.kernels.cuda.block_program import Problem
 from tvm_mpq.kernels.cuda.default_tile import default_cuda_tile
 from tvm_mpq.kernels.cuda.dot_depthwise import dot_depthwise, dot_depthwise_fits
 from tvm_mpq.kernels.cuda.dot_rows import dot_rows, dot_rows_fits, dot_rows_tile
+from tvm_mpq.kernels.cuda.int4_core import int4_core
 from tvm_mpq.kernels.cuda.scalar_core import scalar_core
 from tvm_mpq.kernels.cuda.schedule_threads import schedule_threads
 from tvm_mpq.kernels.cuda.spelling import register
@@ -49,5 +50,6 @@ def cuda_kernel(spec: KernelSpec, tile: CudaTile | None = None) -> PrimFunc:
             return dot_depthwise(spec.shape, spec.out)
         return schedule_threads(depthwise(spec.shape, spec.in_dtype, spec.out, spec.float_weight))
     problem = Problem(spec.shape, spec.in_dtype, spec.out, spec.row, spec.weight_group, spec.adds)
-    programs = {"tensor core": tensor_core, "dp4a": dot_rows, "plain": scalar_core}
-    return programs[cuda_unit(spec)](problem, tile or cuda_tile(spec))
+    tile = tile or cuda_tile(spec)
+    programs = {"tensor core": int4_core if tile.int4 else tensor_core, "dp4a": dot_rows, "plain": scalar_core}
+    return programs[cuda_unit(spec)](problem, tile)

@@ -19,7 +19,7 @@ class CudaTile:
     """A thread block makes ``rows`` × ``columns`` results, ``depth`` fragments of the reduction at a time.
 
     Its warps stand ``warp_rows`` × ``warp_columns``; each has an equal part of the results, in fragments. ``ahead``:
-    what it multiplies next is loaded meanwhile (see ``stages``).
+    what it multiplies next is loaded meanwhile (see ``stages``). ``int4``: by int4 tensor cores (see ``int4_core``).
     """
 
     rows: int
@@ -28,6 +28,7 @@ class CudaTile:
     warp_rows: int
     warp_columns: int
     ahead: bool = False
+    int4: bool = False
 
     @property
     def threads(self) -> int:
