@@ -56,7 +56,8 @@ def gpu_case(
     bias = rng.integers(-5000, 5000, shape.out_channels).astype(np.int32)
     multiplier = (rng.random(shape.out_channels) / most / np.sqrt(codes[0].size)).astype(np.float32)
     multiplier += np.float32(1e-6)
-    offset = OFFSET if spec.family != "depthwise" or spec.dot_taps else 0
+    signed = spec.dot_taps if spec.family == "depthwise" else spec.row.activation == "int8"
+    offset = OFFSET if signed else 0
     folded = fold_zero_point(bias, codes, zeros[0] - offset)
     constants = [*weights, layout.pack_each(folded), layout.pack_each(multiplier)]
     arguments = (_rows(q), *constants, np.array(zeros, np.int32))

@@ -4,9 +4,9 @@ As in ``tensor_core`` a thread block unfolds its part of the input to shared mem
 codes in a byte, as they are in memory; activations are cut into halves of four bits (see ``int4_product``).
 
     for step in reduction / depth:                    (see ``stages``)
-        shared a = patches: low and high halves of x − 128, eight in a word; the zero-point in padding
+        shared a = patches: low and high halves of x, eight in a word; the zero-point in padding
         shared b = weights, two in a byte
-        high += a's high halves · b;  low += a's low halves · b          (mma.sync: int32 sums)
+        low += a's low halves · b;  high += a's high halves · b          (mma.sync: int32 sums)
     shared c = 16 · high + low;  out = c + bias, requantized, or rescaled to float
 
 The reduction ends at a multiple of 64 in shared memory, with weights of zero.
@@ -27,7 +27,7 @@ from tvm_mpq.kernels.cuda.tile import FRAGMENT, CudaTile
 from tvm_mpq.kernels.intrinsic import Intrinsic
 
 _EACH = 0x01010101
-_LOW, _HIGH = 0x0F0F0F0F, 0xF0F0F0F0
+_LOW = 0x0F0F0F0F
 _SIGNS = 0x88888888
 """Turned over, these bits make four bits more than eight the signed ones that they are more than by eight."""
 _WORDS = 2
@@ -37,11 +37,6 @@ _WORDS = 2
 def int4_core(problem: Problem, tile: CudaTile) -> PrimFunc:
     """The kernel; parameters are those of :func:`tvm_mpq.kernels.convolution.convolution`."""
     return _Int4Core(problem, tile).emit()
-
-
-def int4_fits(row: Intrinsic) -> bool:
-    """Whether weights are codes of four bits and multiplied as they are: factors of groups make them bytes."""
-    return row.family == "imma" and row.nibbles and not row.multiplied
 
 
 def int4_shared(tile: CudaTile) -> int:
@@ -96,9 +91,7 @@ class _SplitStage(Stage):
         self.v = vector_of(program.shape, FRAGMENT)
         self.words = self.v // 4
         piece = ("uint32", self.words) if self.words else ("uint8", self.v)
-        super().__init__(
-            tile.rows * tile.depth, tile.threads, program.t, [piece] * (FRAGMENT // self.v)
-        )
+        super().__init__(tile.rows * tile.depth, tile.threads, program.t, [piece] * (FRAGMENT // self.v))
 
     def load(self, part: Expr, step: Expr) -> list[Expr]:
         """Elements of the input, as words where they are enough, and what stands for those outside of it."""
@@ -117,22 +110,22 @@ class _SplitStage(Stage):
         return values
 
     def store(self, part: Expr, values: list[Expr]) -> None:
-        """Of x − 128 the low halves of its sixteen elements, then the high ones."""
-        words = [word for piece in self._gathered(values) for word in piece]
-        low, high = [], []
+        """The low halves of eight elements, their high ones, and the same of the other eight."""
+        words = self._gathered(values)
+        halves = []
         for even, odd in zip(words[:2], words[2:], strict=True):
-            low.append((even & T.uint32(_LOW)) | ((odd << T.uint32(4)) & T.uint32(_HIGH)))
-            both = ((even >> T.uint32(4)) & T.uint32(_LOW)) | (odd & T.uint32(_HIGH))
-            high.append(both ^ T.uint32(_SIGNS))
-        four = tirx.Shuffle([T.bind(word) for word in (*low, *high)], [T.int32(i) for i in range(4)])
+            halves.append(_picked(even, T.bind(odd << T.uint32(4))))
+            halves.append(_picked(even >> T.uint32(4), odd))
+        four = tirx.Shuffle([T.bind(word) for word in halves], [T.int32(i) for i in range(4)])
         T.buffer_store(self.a, four, [T.ramp(self.lies.place(*self._place(part)), 1, 4)])
 
-    def _gathered(self, values: list[Expr]) -> list[list[Expr]]:
+    def _gathered(self, values: list[Expr]) -> list[Expr]:
         """Words of what was loaded."""
+        elements = [each for value in values for each in _elements(value, self.words or self.v)]
         if self.words:
-            return [_elements(value, self.words) for value in values]
-        each = [T.cast(byte, "uint32") for value in values for byte in _elements(value, self.v)]
-        return [[_joined(each[first : first + 4])] for first in range(0, FRAGMENT, 4)]
+            return elements
+        each = [T.cast(byte, "uint32") for byte in elements]
+        return [_joined(each[first : first + 4]) for first in range(0, FRAGMENT, 4)]
 
     def _place(self, part: Expr) -> tuple[Expr, Expr]:
         depth = self.program.tile.depth
@@ -172,6 +165,11 @@ def _elements(value: Expr, lanes: int) -> list[Expr]:
     if lanes == 1:
         return [value]
     return [tirx.Shuffle([value], [T.int32(i)]) for i in range(lanes)]
+
+
+def _picked(low: Expr, high: Expr) -> Expr:
+    """The low halves of one word's bytes and the high ones of another's; one LOP3."""
+    return ((low ^ high) & T.uint32(_LOW)) ^ high
 
 
 def _joined(four: list[Expr]) -> Expr:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tvm.tirx import PrimFunc
 
 from tvm_mpq.kernels.cuda.block_program import Problem
-from tvm_mpq.kernels.cuda.default_tile import default_cuda_tile
+from tvm_mpq.kernels.cuda.default_tile import default_cuda_tile, default_int4_tile
 from tvm_mpq.kernels.cuda.dot_depthwise import dot_depthwise, dot_depthwise_fits
 from tvm_mpq.kernels.cuda.dot_rows import dot_rows, dot_rows_fits, dot_rows_tile
 from tvm_mpq.kernels.cuda.int4_core import int4_core
@@ -21,9 +21,6 @@ from tvm_mpq.kernels.depthwise import depthwise
 
 if TYPE_CHECKING:
     from tvm_mpq.kernels.spec import KernelSpec
-
-CUDA = "cuda"
-"""The name of this table of instructions."""
 
 
 def cuda_unit(spec: KernelSpec) -> Unit:
@@ -39,6 +36,8 @@ def cuda_tile(spec: KernelSpec) -> CudaTile:
     """The default tile of a convolution or matrix multiplication."""
     if dot_rows_fits(spec.shape, spec.in_dtype):
         return dot_rows_tile(spec.shape)
+    if spec.row.family == "imma4":
+        return default_int4_tile(spec.shape, spec.row)
     return default_cuda_tile(spec.shape, spec.row)
 
 
@@ -51,5 +50,7 @@ def cuda_kernel(spec: KernelSpec, tile: CudaTile | None = None) -> PrimFunc:
         return schedule_threads(depthwise(spec.shape, spec.in_dtype, spec.out, spec.float_weight))
     problem = Problem(spec.shape, spec.in_dtype, spec.out, spec.row, spec.weight_group, spec.adds)
     tile = tile or cuda_tile(spec)
-    programs = {"tensor core": int4_core if tile.int4 else tensor_core, "dp4a": dot_rows, "plain": scalar_core}
+    if spec.row.family == "imma4":
+        return int4_core(problem, tile)
+    programs = {"tensor core": tensor_core, "dp4a": dot_rows, "plain": scalar_core}
     return programs[cuda_unit(spec)](problem, tile)

@@ -26,9 +26,9 @@ def vector_of(shape: ConvolutionShape, most: int) -> int:
 
 
 def place(shape: ConvolutionShape, length: int, group: Expr, m: Expr, k: Expr, beyond: int = 0) -> Place:
-    """Of row ``m`` and place ``k + beyond`` of the reduction, ``length`` long with each kernel row padded, in ``group``.
+    """Of row ``m`` and place ``k + beyond`` of the reduction, ``length`` long with kernel rows padded, in ``group``.
 
-    Both places are of one kernel row: that keeps in sight what ``beyond`` is a multiple of, where a row begins.
+    Both places are of one kernel row, so that ``beyond`` stays out of divisions and addresses visibly aligned.
 
     Where the reduction is padded the weights are zero, and any element will do: those inside the conditions are read.
     """

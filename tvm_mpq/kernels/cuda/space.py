@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tvm_mpq.kernels.convolution import packed_weight_shape
+from tvm_mpq.kernels.cuda.int4_product import CHUNKS
 from tvm_mpq.kernels.cuda.kernel import cuda_tile, cuda_unit
 from tvm_mpq.kernels.cuda.scalar_core import scalar_shared
 from tvm_mpq.kernels.cuda.tensor_core import tensor_held, tensor_shared
@@ -37,10 +38,12 @@ def cuda_space(spec: KernelSpec) -> list[CudaTile]:
 
 
 def _matrix_tiles(spec: KernelSpec) -> Iterator[CudaTile]:
-    steps = packed_weight_shape(spec.shape, spec.row)[2]
+    int4, steps = spec.row.family == "imma4", packed_weight_shape(spec.shape, spec.row)[2]
     depths = [d for d in range(1, _MOST_DEPTH + 1) if steps % d == 0]
+    if int4:
+        depths = [d for d in range(CHUNKS, 2 * _MOST_DEPTH + 1, CHUNKS) if d < steps + CHUNKS]
     for (rows, columns), depth, down, across in itertools.product(_extents(spec), depths, _WARPS, _WARPS):
-        tile = CudaTile(rows, columns, depth, down, across)
+        tile = CudaTile(rows, columns, depth, down, across, int4=int4)
         even = rows % (FRAGMENT * down) == 0 and columns % (FRAGMENT * across) == 0
         if not even or down * across > _MOST_WARPS:
             continue

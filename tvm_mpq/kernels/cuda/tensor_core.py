@@ -22,6 +22,7 @@ from tvm.tirx import Expr, PrimFunc
 from tvm_mpq.kernels.convolution import ConvolutionShape, packed_weight_shape
 from tvm_mpq.kernels.cuda.block_program import BlockProgram, Problem, all_of, c_stride, shared, span, vector
 from tvm_mpq.kernels.cuda.fragments import AREA, Operand, WarpProduct
+from tvm_mpq.kernels.cuda.int4_core import int4_held, int4_shared
 from tvm_mpq.kernels.cuda.patches import vector_of
 from tvm_mpq.kernels.cuda.stages import MOST_UNROLLED, Stage, run_stages
 from tvm_mpq.kernels.cuda.tile import FRAGMENT, CudaTile
@@ -41,6 +42,8 @@ def tensor_core(problem: Problem, tile: CudaTile) -> PrimFunc:
 
 def tensor_shared(row: Intrinsic, tile: CudaTile) -> int:
     """Bytes of shared memory that a block of ``tile`` has."""
+    if row.family == "imma4":
+        return int4_shared(tile)
     size = 1 if row.activation == "int8" else 2
     staged = _Patches.of(row, tile).length + tile.columns * tile.depth * FRAGMENT
     return size * staged + 4 * tile.rows * c_stride(tile)
@@ -51,6 +54,8 @@ def tensor_held(shape: ConvolutionShape, row: Intrinsic, tile: CudaTile) -> int:
 
     That is where there is one step only, single bytes are moved, or loops over a thread's parts are not unrolled.
     """
+    if row.family == "imma4":
+        return int4_held(shape, row, tile)
     depth = tile.depth * FRAGMENT
     v = _vector_of(shape, row)
     integer = row.activation == "int8"

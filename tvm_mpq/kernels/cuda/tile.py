@@ -44,8 +44,8 @@ class CudaTile:
         )
 
 
-TENSOR_CORE = ("imma", "hmma")
-"""Families of the table's rows that multiply fragments of bytes and of half floats."""
+TENSOR_CORE = ("imma", "imma4", "hmma")
+"""Families of the table's rows that multiply fragments: of bytes, by four bits, and of half floats."""
 _BLOCKS = 64
 """So many thread blocks keep small and large GPUs busy; fewer are made smaller while they can be."""
 
