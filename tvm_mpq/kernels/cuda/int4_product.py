@@ -31,8 +31,8 @@ _SPREAD = _COLUMNS + 2
 _SUMS = 4
 """That a lane has of an instruction: of two neighbours those of the low halves, and those of the high ones."""
 
-_NAME = "mma_m16n8k64_u4_s4"
-_FUNCTION = """
+NAME = "mma_m16n8k64_u4_s4"
+FUNCTION = """
 #ifdef __CUDACC__
 static __device__ __forceinline__ void mma_m16n8k64_u4_s4(
     int* d, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
@@ -111,7 +111,7 @@ class Int4Product:
                 for j in range(2 * self.columns):
                     words = [*row, *columns[j // 2][j % 2 * 2 :][:2]]
                     sums = self.sums.access_ptr("rw", offset=self._place(i, j))
-                    T.evaluate(T.cuda.func_call(_NAME, sums, *words, source_code=_FUNCTION))
+                    T.evaluate(T.cuda.func_call(NAME, sums, *words, source_code=FUNCTION))
 
     def store(self, c: Buffer, stride: int) -> None:
         """The sums, to the block's matrix ``c`` with rows ``stride`` apart."""
