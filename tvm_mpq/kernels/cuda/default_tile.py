@@ -37,7 +37,7 @@ def default_cuda_tile(shape: ConvolutionShape, row: Intrinsic) -> CudaTile:
 def int4_pays(shape: ConvolutionShape, row: Intrinsic) -> bool:
     """Whether int4 tensor cores take fewer instructions than int8 ones, for which codes are unpacked (docs/cuda.md).
 
-    They take 0.5 to 0.65 times as many for each product, and pad the reduction to a multiple of 64 instead of 16.
+    They take 0.4 to 0.66 times as many for each product, and pad the reduction to a multiple of 64 instead of 16.
     """
     steps = packed_weight_shape(shape, row)[2]
     return -(-steps // CHUNKS) * CHUNKS <= 1.5 * steps

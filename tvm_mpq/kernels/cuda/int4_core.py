@@ -90,6 +90,8 @@ class _SplitStage(Stage):
         self.a = shared(self.lies.length, "uint32")
         self.v = vector_of(program.shape, FRAGMENT)
         self.words = self.v // 4
+        # A part of single bytes is many loads already: no more of them have registers at a time.
+        self.unrolled = MOST_UNROLLED * self.v // FRAGMENT
         piece = ("uint32", self.words) if self.words else ("uint8", self.v)
         super().__init__(tile.rows * tile.depth, tile.threads, program.t, [piece] * (FRAGMENT // self.v))
 
