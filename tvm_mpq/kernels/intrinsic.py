@@ -194,13 +194,16 @@ def narrow_intrinsic(row: Intrinsic, bits: int, weight_group: int, run: int, int
     return _of_words(row, "pmaddubsw", words)
 
 
-def int4_intrinsic(row: Intrinsic) -> Intrinsic | None:
-    """The row that multiplies the same codes of four bits by int4 tensor cores; None for codes that become bytes.
+def int4_fits(row: Intrinsic) -> bool:
+    """Whether int4 tensor cores can multiply the codes of ``row``: of four bits, and no factors make them bytes."""
+    return row.family == "imma" and row.nibbles and not row.multiplied
+
+
+def int4_intrinsic(row: Intrinsic) -> Intrinsic:
+    """The row for the same by int4 tensor cores.
 
     Activations are multiplied as they are, their halves apart (see ``cuda.int4_product``).
     """
-    if row.family != "imma" or not row.nibbles or row.multiplied:
-        return None
     return replace(row, name="imma4", activation="uint8", family="imma4")
 
 

@@ -14,8 +14,7 @@ from tvm.tirx import PrimFunc
 from tvm_mpq.kernels import neon_depthwise
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, convolution
 from tvm_mpq.kernels.cuda.default_tile import int4_pays
-from tvm_mpq.kernels.cuda.dot_rows import dot_rows_fits
-from tvm_mpq.kernels.cuda.kernel import cuda_kernel, cuda_tile, cuda_unit
+from tvm_mpq.kernels.cuda.kernel import cuda_int4, cuda_kernel, cuda_tile, cuda_unit
 from tvm_mpq.kernels.cuda.space import cuda_space
 from tvm_mpq.kernels.cuda.tile import CudaTile
 from tvm_mpq.kernels.depthwise import (
@@ -145,7 +144,7 @@ class KernelSpec:
             # Factors of groups are in the codes, which are whole bytes then.
             return replace(row, nibbles=self.weight_bits <= 4 and not self.weight_group)
         if self.family == "packed_rows":
-            return self._packed_row
+            return self.packed_rows.row
         if self.halves:
             row = HALF_CODES[self.instruction]
             return narrow_intrinsic(row, self.weight_bits, self.weight_group, self.shape.run, 0)
@@ -157,28 +156,7 @@ class KernelSpec:
             half = half_intrinsic(self.instruction, self.weight_dtype, channels, self.shape.run)
             return half if half is not None and self.family != "depthwise" else widening
         row = narrow_intrinsic(row, self.weight_bits, self.weight_group, self.shape.run, self.int16_words)
-        if self.family in _BY_INT4.values():
-            by_int4 = int4_intrinsic(row)
-            assert by_int4 is not None
-            return by_int4
-        return row
-
-    @property
-    def _packed_row(self) -> Intrinsic:
-        """How the weights of family ``packed_rows`` lie: as if one instruction multiplied a whole block of columns."""
-        g = self.packed_rows
-        return replace(
-            INTEGER[self.instruction],
-            name=f"{g.dot.family}{32 * g.dot.lanes}",
-            activation="uint8",
-            weight="uint8",
-            lanes=g.columns,
-            group=g.step,
-            family=g.dot.family,
-            words=g.words,
-            nibbles=True,
-            multiplied=bool(g.group),
-        )
+        return int4_intrinsic(row) if self.family in _BY_INT4.values() else row
 
     @property
     def float_weight(self) -> str:
@@ -263,9 +241,7 @@ class KernelSpec:
 
     def by_int4(self) -> KernelSpec | None:
         """This kernel on int4 tensor cores, or None where there are none, codes have more bits, or rows are few."""
-        if self.instruction != "cuda-int4" or self.family not in _BY_INT4 or int4_intrinsic(self.row) is None:
-            return None
-        if dot_rows_fits(self.shape, self.in_dtype):
+        if self.family not in _BY_INT4 or not cuda_int4(self):
             return None
         return replace(self, family=_BY_INT4[self.family])
 
@@ -275,8 +251,8 @@ class KernelSpec:
         if packed is not None:
             return packed
         by_int4 = self.by_int4()
-        if by_int4 is not None:
-            return by_int4 if int4_pays(self.shape, self.row) else self
+        if by_int4 is not None and int4_pays(by_int4):
+            return by_int4
         other = self.by_winograd()
         if other is None or not winograd_pays(WinogradGeometry(self.shape, other.row), self.row):
             return self
@@ -331,9 +307,7 @@ class KernelSpec:
         """
         base = self.base
         if base.instruction in CUDA:
-            other = base.by_int4()
-            spaces = [*cuda_space(base), *(cuda_space(other) if other is not None else [])]
-            return list(dict.fromkeys([base.faster().default_tile(), *spaces]))
+            return [*cuda_space(base)]
         default = base.faster().default_tile()
         tiles: list[Tile] = [default]
         if base._by_dots:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, packed_weight_shape
 from tvm_mpq.kernels.cuda.int4_product import CHUNKS
@@ -10,6 +11,9 @@ from tvm_mpq.kernels.cuda.squares import square_tile
 from tvm_mpq.kernels.cuda.tensor_core import tensor_held
 from tvm_mpq.kernels.cuda.tile import FRAGMENT, STEP, TENSOR_CORE, CudaTile, spread_tile
 from tvm_mpq.kernels.intrinsic import Intrinsic
+
+if TYPE_CHECKING:
+    from tvm_mpq.kernels.spec import KernelSpec
 
 _MOST_DEPTH = {"int8": 8, "float16": 4}
 _MOST_HELD = 40
@@ -34,12 +38,13 @@ def default_cuda_tile(shape: ConvolutionShape, row: Intrinsic) -> CudaTile:
     return replace(square_tile(tile), ahead=steps > STEP)
 
 
-def int4_pays(shape: ConvolutionShape, row: Intrinsic) -> bool:
-    """Whether int4 tensor cores take fewer instructions than int8 ones, for which codes are unpacked (docs/cuda.md).
+def int4_pays(spec: KernelSpec) -> bool:
+    """Whether ``spec``'s kernel on int4 tensor cores takes fewer instructions than one that unpacks codes for int8.
 
-    They take 0.4 to 0.66 times as many for each product, and pad the reduction to a multiple of 64 instead of 16.
+    It takes 0.4 to 0.66 times as many for each product (docs/cuda.md), and pads the reduction to a multiple of 64
+    instead of 16.
     """
-    steps = packed_weight_shape(shape, row)[2]
+    steps = packed_weight_shape(spec.shape, spec.row)[2]
     return -(-steps // CHUNKS) * CHUNKS <= 1.5 * steps
 
 

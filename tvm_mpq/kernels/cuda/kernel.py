@@ -18,6 +18,7 @@ from tvm_mpq.kernels.cuda.tensor_core import tensor_core
 from tvm_mpq.kernels.cuda.tile import TENSOR_CORE, CudaTile
 from tvm_mpq.kernels.cuda.units import Unit
 from tvm_mpq.kernels.depthwise import depthwise
+from tvm_mpq.kernels.intrinsic import int4_fits
 
 if TYPE_CHECKING:
     from tvm_mpq.kernels.spec import KernelSpec
@@ -30,6 +31,12 @@ def cuda_unit(spec: KernelSpec) -> Unit:
     if dot_rows_fits(spec.shape, spec.in_dtype):
         return "dp4a"
     return "tensor core" if spec.row.family in TENSOR_CORE else "plain"
+
+
+def cuda_int4(spec: KernelSpec) -> bool:
+    """Whether int4 tensor cores, where there are any, can make ``spec``'s kernel of bytes."""
+    able = spec.instruction == "cuda-int4" and int4_fits(spec.row)
+    return able and not dot_rows_fits(spec.shape, spec.in_dtype)
 
 
 def cuda_tile(spec: KernelSpec) -> CudaTile:

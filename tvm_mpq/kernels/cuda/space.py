@@ -29,11 +29,16 @@ _MOST_HELD = 64
 
 
 def cuda_space(spec: KernelSpec) -> list[CudaTile]:
-    """The default tile of ``spec``'s program first; programs whose tile follows from the shape have that one only."""
-    default = cuda_tile(spec)
+    """The default tile of ``spec`` first; programs whose tile follows from the shape have that one only.
+
+    Where int4 tensor cores can make the same kernel, tiles of both.
+    """
+    default, by_int4 = cuda_tile(spec.faster()), spec.by_int4()
     if spec.family == "depthwise" or cuda_unit(spec) == "dp4a":
         return [default]
-    tiles = _matrix_tiles(spec) if cuda_unit(spec) == "tensor core" else _scalar_tiles(spec)
+    tiles = [*(_matrix_tiles(spec) if cuda_unit(spec) == "tensor core" else _scalar_tiles(spec))]
+    if by_int4 is not None:
+        tiles += _matrix_tiles(by_int4)
     return list(dict.fromkeys([default, *tiles]))
 
 
