@@ -170,6 +170,11 @@ def vector(dtype: str, lanes: int) -> str:
     return dtype if lanes == 1 else f"{dtype}x{lanes}"
 
 
+def spread(value: Expr, lanes: int) -> Expr:
+    """``lanes`` of ``value``."""
+    return T.broadcast(value, lanes) if lanes > 1 else value
+
+
 def span(start: Expr, width: int) -> Expr:
     """``width`` places from ``start`` on."""
     return T.ramp(start, 1, width) if width > 1 else start

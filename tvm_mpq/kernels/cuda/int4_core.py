@@ -19,11 +19,21 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
 from tvm.tirx import Expr, PrimFunc
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, packed_weight_shape
-from tvm_mpq.kernels.cuda.block_program import BlockProgram, Problem, all_of, c_stride, shared, span, vector
+from tvm_mpq.kernels.cuda.block_program import (
+    BlockProgram,
+    Problem,
+    all_of,
+    c_stride,
+    shared,
+    span,
+    spread,
+    vector,
+)
 from tvm_mpq.kernels.cuda.int4_product import CHUNKS, Int4Product, PackedColumns, SplitRows
 from tvm_mpq.kernels.cuda.patches import vector_of
 from tvm_mpq.kernels.cuda.stages import MOST_UNROLLED, Stage, run_stages
 from tvm_mpq.kernels.cuda.tile import FRAGMENT, CudaTile
+from tvm_mpq.kernels.cuda.words import elements
 from tvm_mpq.kernels.intrinsic import Intrinsic
 
 _EACH = 0x01010101
@@ -108,7 +118,7 @@ class _SplitStage(Stage):
             if self.words:
                 value = T.reinterpret(value, dtype=vector("uint32", self.words))
                 fill = T.cast(program.grid[0], "uint32") * T.uint32(_EACH)
-            values.append(T.if_then_else(inside, value, _spread(fill, self.words or self.v)))
+            values.append(T.if_then_else(inside, value, spread(fill, self.words or self.v)))
         return values
 
     def store(self, part: Expr, values: list[Expr]) -> None:
@@ -123,10 +133,10 @@ class _SplitStage(Stage):
 
     def _gathered(self, values: list[Expr]) -> list[Expr]:
         """Words of what was loaded."""
-        elements = [each for value in values for each in _elements(value, self.words or self.v)]
+        all_elements = [each for value in values for each in elements(value, self.words or self.v)]
         if self.words:
-            return elements
-        each = [T.cast(byte, "uint32") for byte in elements]
+            return all_elements
+        each = [T.cast(byte, "uint32") for byte in all_elements]
         return [_joined(each[first : first + 4]) for first in range(0, FRAGMENT, 4)]
 
     def _place(self, part: Expr) -> tuple[Expr, Expr]:
@@ -151,22 +161,16 @@ class _PackedStage(Stage):
         source = program.weight[program.g, first, at, 0, column, T.ramp(0, 1, 4 * _WORDS)]
         inside = all_of((first < program.blocks, *program.within(step, chunk)))
         value = T.reinterpret(source, dtype=vector("uint32", _WORDS))
-        return [T.if_then_else(inside, value, _spread(T.uint32(_SIGNS), _WORDS))]
+        return [T.if_then_else(inside, value, spread(T.uint32(_SIGNS), _WORDS))]
 
     def store(self, part: Expr, values: list[Expr]) -> None:
         """As signed codes."""
-        value = values[0] ^ _spread(T.uint32(_SIGNS), _WORDS)
+        value = values[0] ^ spread(T.uint32(_SIGNS), _WORDS)
         T.buffer_store(self.b, value, [T.ramp(self.lies.place(*self._place(part)), 1, _WORDS)])
 
     def _place(self, part: Expr) -> tuple[Expr, Expr, Expr]:
         depth = self.program.tile.depth
         return part // (depth * FRAGMENT), part // FRAGMENT % depth, part % FRAGMENT
-
-
-def _elements(value: Expr, lanes: int) -> list[Expr]:
-    if lanes == 1:
-        return [value]
-    return [tirx.Shuffle([value], [T.int32(i)]) for i in range(lanes)]
 
 
 def _picked(low: Expr, high: Expr) -> Expr:
@@ -180,7 +184,3 @@ def _joined(four: list[Expr]) -> Expr:
     for i, byte in enumerate(four[1:], 1):
         word = word | (byte << T.uint32(8 * i))
     return T.bind(word)
-
-
-def _spread(value: Expr, lanes: int) -> Expr:
-    return T.broadcast(value, lanes) if lanes > 1 else value

@@ -19,6 +19,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
 from tvm.tirx import Buffer, Expr
 
 from tvm_mpq.kernels.cuda.tile import FRAGMENT, WARP, CudaTile
+from tvm_mpq.kernels.cuda.words import elements
 
 CHUNKS = 4
 """So many chunks of the reduction, one a lane of four, are multiplied at once."""
@@ -131,5 +132,4 @@ class Int4Product:
 
 def _words(buffer: Buffer, at: Expr) -> list[Expr]:
     """Four words from ``at`` on, by one load."""
-    four = T.bind(buffer[T.ramp(at, 1, 4)])
-    return [tirx.Shuffle([four], [T.int32(i)]) for i in range(4)]
+    return elements(T.bind(buffer[T.ramp(at, 1, 4)]), 4)
