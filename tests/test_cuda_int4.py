@@ -166,7 +166,7 @@ def test_targets_with_other_architectures_stay_on_int8(name: str) -> None:
             '["sm_80", "sm_87", "sm_90"]',
             r"sm_90 has no int4 tensor cores for 'cuda-int4': use 'cuda'",
         ),
-        ('["sm_87"]', '["sm_75"]', "sm_75 has no int4 tensor cores"),
+        ('["sm_87"]', '["sm_90"]', "sm_90 has no int4 tensor cores"),
         ("imma4 = 4096", "", "'cuda-int4' needs 'imma4' in 'macs_per_cycle'"),
     ],
 )
@@ -181,7 +181,7 @@ def test_a_target_without_them_that_names_them_is_refused(old: str, new: str, me
 
 
 @pytest.mark.parametrize(
-    ("capability", "instruction"), [((7, 5), "cuda"), ((8, 6), "cuda-int4"), ((9, 0), "cuda")]
+    ("capability", "instruction"), [((7, 5), "cuda-int4"), ((8, 6), "cuda-int4"), ((9, 0), "cuda")]
 )
 def test_the_gpu_of_this_machine_says_which(
     capability: tuple[int, int], instruction: str, monkeypatch: pytest.MonkeyPatch
@@ -229,10 +229,12 @@ def test_machine_code_multiplies_four_bits_and_spills_nothing() -> None:
     }
     rows = KernelSpec("matmul", ConvolutionShape(128, 1, 1, 768, 256), "uint8", Output("uint8"), "cuda", 4)
     kernels = {name: by_int4(spec).schedule() for name, spec in {**convolutions, "rows": rows}.items()}
-    binary, resources = nvcc.best_code(cuda_source(kernels), ["sm_87"])
+    binary, resources = nvcc.best_code(cuda_source(kernels), ["sm_75", "sm_87"])
     assert resources.spilled == 0
     if nvcc.find_tool("cuobjdump") is None or nvcc.find_tool("nvdisasm") is None:
         return
-    for code in kernel_codes(binary):
+    codes = kernel_codes(binary)
+    assert {code.architecture for code in codes} == {"sm_75", "sm_87"}
+    for code in codes:
         assert code.spills == 0
         assert code.instructions["IMMA U4"] == code.instructions["IMMA"] > 0

@@ -20,8 +20,8 @@ INT4_STEP = "imma4"
 """Of tensor cores in int4, which not all GPUs have."""
 INT4_INSTRUCTION = "cuda-int4"
 """The kernels' table of instructions for those that have."""
-_INT4_CAPABILITIES = range(80, 90)
-"""Compute capabilities that multiply 16×8×64 of them: 7.5 has smaller matrices only, 9.0 no such unit."""
+_INT4_CAPABILITIES = range(75, 90)
+"""Compute capabilities that multiply them: 9.0 has no such unit."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def gpu_features() -> frozenset[str]:
 
 
 _RATES = {
-    7: (1024.0, 512.0, 256.0, 64.0, 64.0),
+    7: (1024.0, 512.0, 256.0, 64.0, 64.0, 2048.0),
     8: (2048.0, 1024.0, 256.0, 64.0, 128.0, 4096.0),
     9: (4096.0, 2048.0, 256.0, 64.0, 128.0),
 }

@@ -35,17 +35,33 @@ _SUMS = 4
 NAME = "mma_m16n8k64_u4_s4"
 FUNCTION = """
 #ifdef __CUDACC__
+#if __CUDA_ARCH__ < 800
+static __device__ __forceinline__ void mma_m8n8k32_u4_s4(int* d, unsigned a, unsigned b) {
+  asm volatile("mma.sync.aligned.m8n8k32.row.col.s32.u4.s4.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+               : "+r"(d[0]), "+r"(d[1]) : "r"(a), "r"(b));
+}
+#endif
 static __device__ __forceinline__ void mma_m16n8k64_u4_s4(
     int* d, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+#if __CUDA_ARCH__ >= 800
   asm volatile(
       "mma.sync.aligned.m16n8k64.row.col.s32.u4.s4.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+#else
+  mma_m8n8k32_u4_s4(d, a0, b0);
+  mma_m8n8k32_u4_s4(d, a2, b1);
+  mma_m8n8k32_u4_s4(d + 2, a1, b0);
+  mma_m8n8k32_u4_s4(d + 2, a3, b1);
+#endif
 }
 #else
 #include "mma_sync.h"
 #endif
 """
-"""A warp adds the product of 16 × 64 unsigned and 64 × 8 signed numbers to its sums. Emulated, it is of that header."""
+"""A warp adds the product of 16 × 64 unsigned and 64 × 8 signed numbers to its sums. Emulated, it is of that header.
+
+Turing multiplies 8 × 32 by 32 × 8; lanes have the same words of them (PTX ISA, "Matrix fragments for mma.m8n8k32").
+"""
 
 
 @dataclass(frozen=True)
