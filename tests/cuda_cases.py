@@ -56,7 +56,8 @@ def gpu_case(
     bias = rng.integers(-5000, 5000, shape.out_channels).astype(np.int32)
     multiplier = (rng.random(shape.out_channels) / most / np.sqrt(codes[0].size)).astype(np.float32)
     multiplier += np.float32(1e-6)
-    offset = OFFSET if spec.family != "depthwise" or spec.dot_taps else 0
+    signed = spec.dot_taps if spec.family == "depthwise" else spec.row.activation == "int8"
+    offset = OFFSET if signed else 0
     folded = fold_zero_point(bias, codes, zeros[0] - offset)
     constants = [*weights, layout.pack_each(folded), layout.pack_each(multiplier)]
     arguments = (_rows(q), *constants, np.array(zeros, np.int32))
@@ -114,13 +115,8 @@ def compiled(cases: Mapping[str, Case], target: str = "cuda-sm80") -> dict[str, 
     return {name: functools.partial(run, name) for name in cases}
 
 
-def machine_code(
-    kernels: Mapping[str, PrimFunc], architectures: Sequence[str]
-) -> dict[str, list[KernelCode]]:
-    """What NVIDIA's compiler makes of each kernel, once for each architecture."""
-    missing = [name for name in ("nvcc", "cuobjdump", "nvdisasm") if nvcc.find_tool(name) is None]
-    if missing:
-        pytest.skip(f"CUDA's tools are not installed: {', '.join(missing)}")
+def cuda_source(kernels: Mapping[str, PrimFunc]) -> str:
+    """Of all ``kernels``, as ``kernel0`` and so on."""
     register()
     functions = {
         f"kernel{place}": kernel.with_attr("global_symbol", f"kernel{place}")
@@ -128,7 +124,17 @@ def machine_code(
     }
     with tvm.transform.PassContext(opt_level=3, config=BUILD_CONFIG):
         built = tvm.compile(tvm.IRModule(functions), load_target("cuda-sm80").tvm_target())
-    codes = kernel_codes(nvcc.best_code(built.mod.imports[0].inspect_source("cuda"), architectures)[0])
+    return str(built.mod.imports[0].inspect_source("cuda"))
+
+
+def machine_code(
+    kernels: Mapping[str, PrimFunc], architectures: Sequence[str]
+) -> dict[str, list[KernelCode]]:
+    """What NVIDIA's compiler makes of each kernel, once for each architecture."""
+    missing = [name for name in ("nvcc", "cuobjdump", "nvdisasm") if nvcc.find_tool(name) is None]
+    if missing:
+        pytest.skip(f"CUDA's tools are not installed: {', '.join(missing)}")
+    codes = kernel_codes(nvcc.best_code(cuda_source(kernels), architectures)[0])
     return {
         name: [code for code in codes if code.name == f"kernel{place}_kernel"]
         for place, name in enumerate(kernels)

@@ -19,6 +19,7 @@ from tvm_mpq.cuda_check import device
 from tvm_mpq.cuda_check.emulator import Emulator, KernelFault
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
 from tvm_mpq.kernels.cuda.products import float_products, half_products
+from tvm_mpq.kernels.cuda.tile import CudaTile
 from tvm_mpq.kernels.spec import KernelSpec
 
 EXAMPLES = settings(
@@ -174,15 +175,18 @@ def test_one_row_of_halves_on_tensor_cores() -> None:
 def test_without_any_one_of_its_barriers_a_kernel_that_loads_ahead_has_a_race(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Before shared memory is written again, before it is multiplied, and before the sums are read."""
+    """Before shared memory is written again, before it is multiplied, and before the sums are read; in int4 too."""
     shape = ConvolutionShape(1, 6, 6, 32, 32, (3, 3), padding=(1, 1, 1, 1))
     barriers = 3
+    eight = KernelSpec("conv2d", shape, "uint8", Output("uint8"), "cuda")
+    four = replace(eight, weight_bits=4, instruction="cuda-int4").by_int4()
+    assert four is not None
 
     def edited(source: str, *arguments: Any) -> Emulator:
         bodies = re.split(r"(?=extern \"C\" __global__)", source)
-        for place in range(barriers):
-            (at,) = (i for i, body in enumerate(bodies) if f" kernel{place}_kernel(" in body and "{" in body)
-            pieces = bodies[at].split("__syncthreads();")
+        for kernel in range(2 * barriers):
+            (at,) = (i for i, body in enumerate(bodies) if f" kernel{kernel}_kernel(" in body and "{" in body)
+            pieces, place = bodies[at].split("__syncthreads();"), kernel % barriers
             assert len(pieces) == barriers + 1
             bodies[at] = "__syncthreads();".join(pieces[: place + 1]) + "__syncthreads();".join(
                 pieces[place + 1 :]
@@ -190,9 +194,13 @@ def test_without_any_one_of_its_barriers_a_kernel_that_loads_ahead_has_a_race(
         return Emulator("".join(bodies), *arguments)
 
     monkeypatch.setattr(device, "Emulator", edited)
-    kernel = KernelSpec("conv2d", shape, "uint8", Output("uint8"), "cuda")
-    tile = replace(kernel.default_tile(), depth=1, ahead=True)
-    cases = {str(place): gpu_case(kernel, place, tile=tile) for place in range(barriers)}
+    cases = {}
+    for spec, depth in ((eight, 1), (four, 4)):
+        tile = spec.default_tile()
+        assert isinstance(tile, CudaTile)
+        for place in range(barriers):
+            case = gpu_case(spec, place, tile=replace(tile, depth=depth, ahead=True))
+            cases[f"{spec.name} {place}"] = case
     for run in compiled(cases).values():
         with pytest.raises(KernelFault, match=r"^kernel\d_kernel: (race|uninitialized): "):
             run()

@@ -53,6 +53,7 @@ ASSEMBLY = """
         /*0020*/             @!P1  LDG.E.U8 R4, [R10.64+0x1] ;               /* 0x000000040a047981 */
         /*0030*/                   LDG.E R4, [R10.64] ;                      /* 0x000000040a047981 */
         /*0040*/                   IMMA.16816.S8.S8 R4, R2.ROW, R4.COL, RZ ; /* 0x000000040a047981 */
+        /*0048*/                   IMMA.16864.U4.S4 R4, R2.ROW, R4.COL, RZ ; /* 0x000000040a047981 */
         /*0050*/                   IDP.4A.S8.S8 R4, R2, R4, RZ ;             /* 0x000000040a047981 */
         /*0060*/                   IMAD R4, R2, R4, RZ ;                     /* 0x000000040a047981 */
         /*0070*/                   STL [R1], R4 ;                            /* 0x000000040a047981 */
@@ -85,8 +86,8 @@ def test_resources_are_read() -> None:
 
 def test_instructions_are_counted() -> None:
     found = parse_assembly(ASSEMBLY)
-    kinds = {"LDG 16": 1, "LDG 1": 1, "LDG 4": 1, "IMMA": 1, "dp4a": 1, "IMAD": 1, "STL": 1}
-    assert found == {("sm_80", "one"): (kinds, 9), ("sm_80", "two"): ({}, 1)}
+    kinds = {"LDG 16": 1, "LDG 1": 1, "LDG 4": 1, "IMMA": 2, "IMMA U4": 1, "dp4a": 1, "IMAD": 1, "STL": 1}
+    assert found == {("sm_80", "one"): (kinds, 10), ("sm_80", "two"): ({}, 1)}
 
 
 def test_threads_of_a_block_are_read() -> None:

@@ -65,7 +65,7 @@ def test_the_gpu_of_this_machine() -> None:
         ("imma = 2048", "imma = 0", "'imma' must be a number above 0"),
         ("imma = 2048", "wgmma = 2048", "unknown field 'wgmma'"),
         ("memory_gbs = 204.8", "", "'memory_gbs' must be a number above 0"),
-        ('kind = "cuda"', 'kind = "llvm"', "kind 'llvm' is not supported with 'cuda'; use 'cuda'"),
+        ('kind = "cuda"', 'kind = "llvm"', "kind 'llvm' is not supported with 'cuda-int4'; use 'cuda'"),
     ],
 )
 def test_a_wrong_gpu_table_is_named(old: str, new: str, message: str) -> None:

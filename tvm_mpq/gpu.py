@@ -16,6 +16,12 @@ NVIDIA_GPU = "nvidia-gpu"
 """What a machine needs beside its processor's features to run a package for a GPU: a GPU and its driver."""
 STEPS = ("imma", "hmma", "dp4a", "imad", "ffma")
 """Multiply-accumulates: of tensor cores in int8 and float16, of four bytes, of one int32 and of one float32."""
+INT4_STEP = "imma4"
+"""Of tensor cores in int4, which not all GPUs have."""
+INT4_INSTRUCTION = "cuda-int4"
+"""The kernels' table of instructions for those that have."""
+_INT4_CAPABILITIES = range(75, 90)
+"""Compute capabilities that multiply them: 9.0 has no such unit."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,8 @@ class Gpu:
 
     ``architectures`` are what machine code is made for (``sm_80``, …), the oldest first; all of them in one package.
     The numbers are the vendor's, or follow from them; no code was timed. ``macs_per_cycle`` is of one multiprocessor,
-    in the order of :data:`STEPS`; bandwidths are of reading, in GB/s.
+    in the order of :data:`STEPS`, and then of :data:`INT4_STEP` where there is that; bandwidths are of reading, in
+    GB/s.
     """
 
     architectures: tuple[str, ...]
@@ -38,7 +45,19 @@ class Gpu:
 
     def macs_per_second(self, step: str) -> float:
         """The most that all multiprocessors together can do of ``step``."""
-        return self.multiprocessors * self.clock_ghz * 1e9 * self.macs_per_cycle[STEPS.index(step)]
+        return (
+            self.multiprocessors * self.clock_ghz * 1e9 * self.macs_per_cycle[(*STEPS, INT4_STEP).index(step)]
+        )
+
+    def require_int4(self, source: str) -> None:
+        """Raise MpqError that names ``source`` unless all code is for architectures with int4 tensor cores."""
+        others = [name for name in self.architectures if _capability(name) not in _INT4_CAPABILITIES]
+        if others:
+            raise MpqError(
+                f"{source}: {', '.join(others)} has no int4 tensor cores for {INT4_INSTRUCTION!r}: use 'cuda'"
+            )
+        if len(self.macs_per_cycle) == len(STEPS):
+            raise MpqError(f"{source}: {INT4_INSTRUCTION!r} needs {INT4_STEP!r} in 'macs_per_cycle'")
 
 
 _NUMBERS = [field.name for field in fields(Gpu) if field.name not in ("architectures", "macs_per_cycle")]
@@ -55,13 +74,18 @@ def parse_gpu(raw: Any, source: str) -> Gpu:
     if not architectures:
         raise MpqError(f"{source}: 'architectures' must name at least one")
     table = toml_fields.table(raw.get("macs_per_cycle"), f"{source}: 'macs_per_cycle'")
-    toml_fields.only(table, set(STEPS), f"{source}: 'macs_per_cycle'")
-    rates = toml_fields.numbers(table, list(STEPS), f"{source}: 'macs_per_cycle'")
+    toml_fields.only(table, {*STEPS, INT4_STEP}, f"{source}: 'macs_per_cycle'")
+    steps = [*STEPS, *([INT4_STEP] if INT4_STEP in table else [])]
+    rates = toml_fields.numbers(table, steps, f"{source}: 'macs_per_cycle'")
     return Gpu(
         architectures=architectures,
-        macs_per_cycle=tuple(rates[step] for step in STEPS),
+        macs_per_cycle=tuple(rates[step] for step in steps),
         **toml_fields.numbers(raw, _NUMBERS, source),
     )
+
+
+def _capability(architecture: str) -> int:
+    return int(architecture.removeprefix("sm_"))
 
 
 @dataclass(frozen=True)
@@ -73,7 +97,7 @@ class FoundGpu:
 
     def code(self, architectures: Sequence[str]) -> str:
         """Of code for ``architectures`` what this GPU runs, or translates; raises MpqError where that is none."""
-        numbers = sorted((int(name.removeprefix("sm_")), name) for name in architectures)
+        numbers = sorted((_capability(name), name) for name in architectures)
         own = [name for number, name in numbers if self._runs(number)]
         if own:
             return own[-1]
@@ -145,8 +169,8 @@ def gpu_features() -> frozenset[str]:
 
 
 _RATES = {
-    7: (1024.0, 512.0, 256.0, 64.0, 64.0),
-    8: (2048.0, 1024.0, 256.0, 64.0, 128.0),
+    7: (1024.0, 512.0, 256.0, 64.0, 64.0, 2048.0),
+    8: (2048.0, 1024.0, 256.0, 64.0, 128.0, 4096.0),
     9: (4096.0, 2048.0, 256.0, 64.0, 128.0),
 }
 """``macs_per_cycle`` by the major compute capability; later ones are taken to do at least as much as the last."""

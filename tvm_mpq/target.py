@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any
 from tvm_mpq import toml_fields
 from tvm_mpq.cpu import X86_64_V2, X86_64_V3, X86_64_V4, cpu_features
 from tvm_mpq.errors import MpqError
-from tvm_mpq.gpu import NVIDIA_GPU, Gpu, driver_device, gpu_features, host_gpu, parse_gpu
+from tvm_mpq.gpu import (
+    INT4_INSTRUCTION,
+    NVIDIA_GPU,
+    STEPS,
+    Gpu,
+    driver_device,
+    gpu_features,
+    host_gpu,
+    parse_gpu,
+)
 from tvm_mpq.precision import Precision
 
 if TYPE_CHECKING:
@@ -35,7 +44,7 @@ _ARCHITECTURES = {
     **dict.fromkeys(("avx512bf16", "avx512vnni", "avxvnni", "avx512", "avx2", "generic"), "x86_64"),
     **dict.fromkeys(("i8mm", "dotprod", "neon"), "aarch64"),
     "neon32": "arm",
-    **dict.fromkeys(("portable", "cuda"), ""),
+    **dict.fromkeys(("portable", "cuda", INT4_INSTRUCTION), ""),
 }
 INSTRUCTIONS = tuple(_ARCHITECTURES)
 _FEATURES = {"dotprod": ("asimddp", "asimdhp"), "i8mm": ("i8mm", "asimdhp")}
@@ -222,7 +231,7 @@ def host_cuda_target() -> Target:
     return Target(
         name=HOST_CUDA,
         description=f"This machine's GPU: {name}",
-        instruction="cuda",
+        instruction="cuda" if len(gpu.macs_per_cycle) == len(STEPS) else INT4_INSTRUCTION,
         precisions=GPU_PRECISIONS,
         features=(NVIDIA_GPU,),
         mcpu="x86-64" if machine == "x86_64" else "generic",
@@ -298,11 +307,14 @@ def parse_target(text: str, source: str) -> Target:
         except MpqError as error:
             raise MpqError(f"{source}: {error}") from None
     kind = toml_fields.text(tvm_raw, "kind", f"{source}: [tvm]")
-    wanted = "cuda" if instruction == "cuda" else "llvm"
+    wanted = "cuda" if instruction in ("cuda", INT4_INSTRUCTION) else "llvm"
     if kind != wanted:
         raise MpqError(f"{source}: [tvm] kind {kind!r} is not supported with {instruction!r}; use {wanted!r}")
     if ("gpu" in raw) != (kind == "cuda"):
         raise MpqError(f"{source}: a target of kind 'cuda', and no other, has a table [gpu]")
+    gpu = parse_gpu(raw["gpu"], f"{source}: [gpu]") if "gpu" in raw else None
+    if gpu is not None and instruction == INT4_INSTRUCTION:
+        gpu.require_int4(f"{source}: [gpu]")
     cores = raw.get("cores")
     if cores is not None and (type(cores) is not int or cores < 1):
         raise MpqError(f"{source}: 'cores' must be a whole number of at least 1, not {cores!r}")
@@ -322,7 +334,7 @@ def parse_target(text: str, source: str) -> Target:
         abi=tuple(
             (name, toml_fields.text(tvm_raw, name, f"{source}: [tvm]")) for name in _ABI if name in tvm_raw
         ),
-        gpu=parse_gpu(raw["gpu"], f"{source}: [gpu]") if "gpu" in raw else None,
+        gpu=gpu,
     )
 
 

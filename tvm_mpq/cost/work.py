@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tvm_mpq.kernels import neon
-from tvm_mpq.kernels.cuda.kernel import CUDA
 from tvm_mpq.kernels.cuda.work import cuda_work
-from tvm_mpq.kernels.intrinsic import FLOAT, INTEGER, NEON, Intrinsic
+from tvm_mpq.kernels.intrinsic import CUDA, FLOAT, INTEGER, NEON, Intrinsic
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.kernels.weight_only import BLOCK, DIGITS, default_weight_only_tile
 
@@ -40,7 +39,7 @@ def kernel_work(spec: KernelSpec) -> Work:
     """The work of one call of the kernel ``spec``."""
     shape = spec.shape
     macs = shape.macs
-    if spec.instruction == CUDA:
+    if spec.instruction in CUDA:
         step, steps = cuda_work(spec)
         return Work(step, macs, steps)
     if spec.family == "depthwise":

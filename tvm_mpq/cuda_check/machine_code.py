@@ -22,7 +22,7 @@ _SYSTEM_SHARED = 1024
 """From compute capability 9.0 the code itself says that the system has a part of every block's shared memory."""
 
 INSTRUCTIONS = {
-    **{"IMMA": r"IMMA\.", "HMMA": r"HMMA\.", "dp4a": r"IDP\.4A\."},
+    **{"IMMA": r"IMMA\.", "IMMA U4": r"IMMA\.\d+\.U4\.", "HMMA": r"HMMA\.", "dp4a": r"IDP\.4A\."},
     **{
         "FFMA": r"FFMA\b",
         "HFMA2": r"HFMA2\b(?!\.MMA)",
@@ -47,6 +47,7 @@ INSTRUCTIONS = {
 }
 """Kinds of instructions and their spelling, loads with the bytes that a thread gets.
 
+IMMA are all of integers, "IMMA U4" those of them that multiply four bits.
 LDL and STL are what spilled registers and local arrays cost.
 """
 

@@ -70,6 +70,8 @@ def _float(name: str, lanes: int, registers: int) -> Intrinsic:
 
 NEON = ("i8mm", "dotprod", "neon")
 """Instruction sets of 64-bit ARM."""
+CUDA = ("cuda", "cuda-int4")
+"""NVIDIA's GPUs, without and with tensor cores that multiply four bits."""
 FLOAT = {
     "avx512bf16": _float("fma512", 16, 32),
     "avx512vnni": _float("fma512", 16, 32),
@@ -82,7 +84,7 @@ FLOAT = {
     "neon": _float("fmla128", 4, 32),
     "neon32": _float("fmla128", 4, 16),
     "portable": _float("mul128", 4, 16),
-    "cuda": _float("ffma", 16, 0),
+    **dict.fromkeys(CUDA, _float("ffma", 16, 0)),
 }
 INTEGER = {
     "avx512bf16": Intrinsic("vpdpbusd512", "uint8", "int8", "int32", 16, 4, 32, "vpdpbusd"),
@@ -98,7 +100,7 @@ INTEGER = {
     "neon32": Intrinsic("smull128", "int8", "int8", "int32", 4, 4, 16, "vmull2", 2),
     "portable": Intrinsic("mul128", "int16", "int8", "int32", 4, 1, 16),
     # Tensor cores multiply 16×16 by 16×16: a block of columns and a step of the reduction are as long.
-    "cuda": Intrinsic("imma", "int8", "int8", "int32", 16, 16, 0, "imma"),
+    **dict.fromkeys(CUDA, Intrinsic("imma", "int8", "int8", "int32", 16, 16, 0, "imma")),
 }
 
 MATRIX = {"i8mm": Intrinsic("usmmla128", "uint8", "int8", "int32", 4, 8, 32, neon.MATRIX, rows=2)}
@@ -117,16 +119,17 @@ HALF = {
     ),
     ("dotprod", "float16"): Intrinsic("fmlah128", "float16", "float16", "float32", 8, 8, 32, neon.HALF, 8),
     ("i8mm", "float16"): Intrinsic("fmlah128", "float16", "float16", "float32", 8, 16, 32, neon.HALF, 16),
-    ("cuda", "float16"): Intrinsic("hmma", "float16", "float16", "float32", 16, 16, 0, "hmma"),
+    **dict.fromkeys(
+        ((instruction, "float16") for instruction in CUDA),
+        Intrinsic("hmma", "float16", "float16", "float32", 16, 16, 0, "hmma"),
+    ),
 }
 """Where weights of 16 bits meet activations rounded to the same.
 
 ARM's add up to so many products in half floats before the sum is widened. Sixteen have 1.25 times the error of eight,
 for a fifth fewer cycles on Neoverse V1, but 7 % at most on Cortex-A76.
 """
-HALF_CODES = {
-    "cuda": Intrinsic("hmma", "float16", "int8", "float32", 16, 16, 0, "hmma"),
-}
+HALF_CODES = dict.fromkeys(CUDA, Intrinsic("hmma", "float16", "int8", "float32", 16, 16, 0, "hmma"))
 """Where integer weights are made half floats to meet activations rounded to those."""
 _NARROWER = {"avx512bf16": "avxvnni", "avx512vnni": "avxvnni", "avx512": "avx2"}
 """Half as wide on the same machine, for channel counts that fill no wide vector."""
@@ -189,6 +192,19 @@ def narrow_intrinsic(row: Intrinsic, bits: int, weight_group: int, run: int, int
         return row
     words = min(fitting, key=lambda w: -(-run // (4 * w)) * 4 * w * (1 + 1 / w))
     return _of_words(row, "pmaddubsw", words)
+
+
+def int4_fits(row: Intrinsic) -> bool:
+    """Whether int4 tensor cores can multiply the codes of ``row``: of four bits, and no factors make them bytes."""
+    return row.family == "imma" and row.nibbles and not row.multiplied
+
+
+def int4_intrinsic(row: Intrinsic) -> Intrinsic:
+    """The row for the same by int4 tensor cores.
+
+    Activations are multiplied as they are, their halves apart (see ``cuda.int4_product``).
+    """
+    return replace(row, name="imma4", activation="uint8", family="imma4")
 
 
 def _narrow_neon(row: Intrinsic, bits: int, weight_group: int, run: int) -> Intrinsic:
@@ -259,6 +275,6 @@ def half_intrinsic(instruction: str, weight: str, channels: int, run: int) -> In
 
 def winograd_intrinsic(instruction: str, in_dtype: str) -> Intrinsic | None:
     """The row for a Winograd kernel on inputs of ``in_dtype``, or None where the direct kernel is faster."""
-    if in_dtype == "uint8" or instruction == "cuda":
+    if in_dtype == "uint8" or instruction in CUDA:
         return WINOGRAD_INTEGER.get(instruction)
     return FLOAT.get(instruction)

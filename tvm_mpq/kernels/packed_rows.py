@@ -15,8 +15,9 @@ Weights of a block of columns lie together in the order of the reduction, so tha
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from tvm_mpq.kernels.intrinsic import INTEGER, Intrinsic
 from tvm_mpq.kernels.tiles import balanced, shared_evenly
 from tvm_mpq.kernels.weight_only import INSTRUCTIONS, DotInstruction
 
@@ -58,6 +59,22 @@ class PackedRowsGeometry:
     def dot(self) -> DotInstruction:
         """The row of the table."""
         return INSTRUCTIONS[self.instruction]
+
+    @property
+    def row(self) -> Intrinsic:
+        """How the weights lie: as if one instruction multiplied a whole block of columns."""
+        return replace(
+            INTEGER[self.instruction],
+            name=f"{self.dot.family}{32 * self.dot.lanes}",
+            activation="uint8",
+            weight="uint8",
+            lanes=self.columns,
+            group=self.step,
+            family=self.dot.family,
+            words=self.words,
+            nibbles=True,
+            multiplied=bool(self.group),
+        )
 
     @property
     def panels(self) -> int:

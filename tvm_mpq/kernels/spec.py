@@ -13,7 +13,8 @@ from tvm.tirx import PrimFunc
 
 from tvm_mpq.kernels import neon_depthwise
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, convolution
-from tvm_mpq.kernels.cuda.kernel import CUDA, cuda_kernel, cuda_tile, cuda_unit
+from tvm_mpq.kernels.cuda.default_tile import int4_pays
+from tvm_mpq.kernels.cuda.kernel import cuda_int4, cuda_kernel, cuda_tile, cuda_unit
 from tvm_mpq.kernels.cuda.space import cuda_space
 from tvm_mpq.kernels.cuda.tile import CudaTile
 from tvm_mpq.kernels.depthwise import (
@@ -24,6 +25,7 @@ from tvm_mpq.kernels.depthwise import (
     schedule_depthwise,
 )
 from tvm_mpq.kernels.intrinsic import (
+    CUDA,
     FLOAT,
     HALF_CODES,
     INTEGER,
@@ -31,6 +33,7 @@ from tvm_mpq.kernels.intrinsic import (
     Intrinsic,
     float_intrinsic,
     half_intrinsic,
+    int4_intrinsic,
     intrinsic,
     narrow_intrinsic,
     winograd_intrinsic,
@@ -72,6 +75,9 @@ from tvm_mpq.kernels.winograd import (
 from tvm_mpq.kernels.winograd_program import winograd
 
 ATTRIBUTE = "mpq.kernel"
+_BY_INT4 = {"conv2d": "conv2d_int4", "matmul": "matmul_int4"}
+_BASE = {"winograd": "conv2d", "packed_rows": "matmul", **{other: base for base, other in _BY_INT4.items()}}
+"""The families that are other algorithms for the same kernels."""
 _KEPT = 256
 """Functions that are not made again: a search and an analysis lower the same kernels over and over."""
 
@@ -84,7 +90,8 @@ class KernelSpec:
     """A convolution (matrix multiplications included) or a depthwise convolution on one instruction set.
 
     Family ``packed_rows`` is a matrix multiplication of few 8-bit rows by codes of up to 4 bits, ``weight_only`` one of
-    float32 by packed codes of 2 or 4 bits (``weight_bits``).
+    float32 by packed codes of 2 or 4 bits (``weight_bits``); ``conv2d_int4`` and ``matmul_int4`` multiply codes of up
+    to 4 bits on a GPU's int4 tensor cores.
     ``weight_dtype``: what weights of a kernel on float32 are stored in ("float32", "float16", "bfloat16" or "int8").
     ``weight_group``: the codes share an integer factor in groups of so many elements of the reduction (0: none).
     ``adds``: the kernel adds another tensor to its 8-bit result (see ``convolution``).
@@ -137,7 +144,7 @@ class KernelSpec:
             # Factors of groups are in the codes, which are whole bytes then.
             return replace(row, nibbles=self.weight_bits <= 4 and not self.weight_group)
         if self.family == "packed_rows":
-            return self._packed_row
+            return self.packed_rows.row
         if self.halves:
             row = HALF_CODES[self.instruction]
             return narrow_intrinsic(row, self.weight_bits, self.weight_group, self.shape.run, 0)
@@ -148,24 +155,8 @@ class KernelSpec:
             widening = float_intrinsic(row, self.float_weight, self.shape.run)
             half = half_intrinsic(self.instruction, self.weight_dtype, channels, self.shape.run)
             return half if half is not None and self.family != "depthwise" else widening
-        return narrow_intrinsic(row, self.weight_bits, self.weight_group, self.shape.run, self.int16_words)
-
-    @property
-    def _packed_row(self) -> Intrinsic:
-        """How the weights of family ``packed_rows`` lie: as if one instruction multiplied a whole block of columns."""
-        g = self.packed_rows
-        return replace(
-            INTEGER[self.instruction],
-            name=f"{g.dot.family}{32 * g.dot.lanes}",
-            activation="uint8",
-            weight="uint8",
-            lanes=g.columns,
-            group=g.step,
-            family=g.dot.family,
-            words=g.words,
-            nibbles=True,
-            multiplied=bool(g.group),
-        )
+        row = narrow_intrinsic(row, self.weight_bits, self.weight_group, self.shape.run, self.int16_words)
+        return int4_intrinsic(row) if self.family in _BY_INT4.values() else row
 
     @property
     def float_weight(self) -> str:
@@ -176,7 +167,7 @@ class KernelSpec:
     def adding(self) -> KernelSpec:
         """The same kernel with a tensor added to its result, or itself where its template cannot."""
         whole = self.shape.groups == 1 and self.shape.out_channels % self.row.lanes == 0
-        able = self.family == "conv2d" and self.in_dtype == self.out.dtype == "uint8"
+        able = self.family in ("conv2d", "conv2d_int4") and self.in_dtype == self.out.dtype == "uint8"
         return replace(self, adds=True) if whole and able else self
 
     @property
@@ -216,13 +207,12 @@ class KernelSpec:
     @property
     def dot_taps(self) -> bool:
         """Whether a depthwise kernel multiplies words of taps, of which each 8-bit activation is less ``OFFSET``."""
-        return self.instruction == CUDA and cuda_unit(self) == "dp4a"
+        return self.instruction in CUDA and cuda_unit(self) == "dp4a"
 
     @property
     def base(self) -> KernelSpec:
         """What is computed, whatever algorithm computes it."""
-        families = {"winograd": "conv2d", "packed_rows": "matmul"}
-        return replace(self, family=families.get(self.family, self.family))
+        return replace(self, family=_BASE.get(self.family, self.family))
 
     @property
     def key(self) -> KernelSpec:
@@ -249,11 +239,20 @@ class KernelSpec:
             return None
         return replace(self, family="packed_rows")
 
+    def by_int4(self) -> KernelSpec | None:
+        """This kernel on int4 tensor cores, or None where there are none, codes have more bits, or rows are few."""
+        if self.family not in _BY_INT4 or not cuda_int4(self):
+            return None
+        return replace(self, family=_BY_INT4[self.family])
+
     def faster(self) -> KernelSpec:
         """This kernel by the algorithm that gives the same result sooner, which may be its own."""
         packed = self.by_packed_rows()
         if packed is not None:
             return packed
+        by_int4 = self.by_int4()
+        if by_int4 is not None and int4_pays(by_int4):
+            return by_int4
         other = self.by_winograd()
         if other is None or not winograd_pays(WinogradGeometry(self.shape, other.row), self.row):
             return self
@@ -265,11 +264,13 @@ class KernelSpec:
             return self.base.faster()
         if isinstance(tile, PackedRowsTile):
             return replace(self.base, family="packed_rows")
+        if isinstance(tile, CudaTile) and tile.int4:
+            return replace(self.base, family=_BY_INT4[self.base.family])
         return replace(self.base, family="winograd") if isinstance(tile, WinogradTile) else self.base
 
     def default_tile(self) -> Tile:
         """The tile that is used where none was tuned, of this spec's own algorithm."""
-        if self.instruction == CUDA:
+        if self.instruction in CUDA:
             return cuda_tile(self)
         if self.family == "winograd":
             return default_winograd_tile(WinogradGeometry(self.shape, self.row))
@@ -305,7 +306,7 @@ class KernelSpec:
         Two threads share the tasks of each about evenly, so that a tile tuned on one thread serves more.
         """
         base = self.base
-        if base.instruction == CUDA:
+        if base.instruction in CUDA:
             return [*cuda_space(base)]
         default = base.faster().default_tile()
         tiles: list[Tile] = [default]
@@ -328,7 +329,7 @@ class KernelSpec:
     @functools.lru_cache(_KEPT)  # noqa: B019 (specs are small)
     def define(self) -> PrimFunc:
         """The unscheduled kernel, marked with this spec; one that is written out as a program is scheduled by that."""
-        if self.instruction == CUDA or self.family in ("packed_rows", "winograd", "weight_only"):
+        if self.instruction in CUDA or self.family in ("packed_rows", "winograd", "weight_only"):
             return self.schedule().with_attr(ATTRIBUTE, self.to_json())
         if self.family == "depthwise":
             definition = depthwise(
@@ -343,7 +344,7 @@ class KernelSpec:
     @functools.lru_cache(_KEPT)  # noqa: B019
     def schedule(self, tile: Tile | None = None) -> PrimFunc:
         """The kernel under its template with ``tile``, the default for None. ``tile`` is of this spec's algorithm."""
-        if self.instruction == CUDA:
+        if self.instruction in CUDA:
             assert tile is None or isinstance(tile, CudaTile)
             return cuda_kernel(self, tile)
         tile = tile or self.default_tile()

@@ -17,7 +17,7 @@ from tvm import IRModule, relax
 from tvm.tirx import PrimFunc
 
 from tvm_mpq.errors import MpqError
-from tvm_mpq.kernels.cuda.kernel import CUDA
+from tvm_mpq.kernels.intrinsic import CUDA
 from tvm_mpq.kernels.spec import TileLookup, default_tiles
 from tvm_mpq.quantization.grid import Grid
 from tvm_mpq.quantization.weights import QuantizedWeights
@@ -96,7 +96,7 @@ class LowerOperators:
         """Apply the pass; raises MpqError for weights that are not of an operator here or of its precision."""
         _check_weights(mod, self.weights)
         builder = relax.BlockBuilder()
-        emitter = Emitter(builder, self.tiles, self.instruction == CUDA)
+        emitter = Emitter(builder, self.tiles, self.instruction in CUDA)
         main = mod["main"]
         grids = attr.input_grids(main)
         tensors: dict[relax.Var, Tensor] = {}

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from tvm import relax
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
-from tvm_mpq.kernels.cuda.kernel import CUDA
 from tvm_mpq.kernels.expand import ExpandForm
+from tvm_mpq.kernels.intrinsic import CUDA
 from tvm_mpq.kernels.neon import OFFSET
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.quantization.bias import fold_zero_point, quantize_bias
@@ -122,7 +122,7 @@ def _lower_matrix(
     if not operation.any_codes:
         quantized = numbers.quantized
     if quantized is not None and operation.executed.weight_only:
-        if instruction == CUDA:
+        if instruction in CUDA:
             if operation.executed.half_activations:
                 bits, group = quantized.bits, quantized.effective_group
                 spec = replace(spec, halves=True, weight_bits=bits, weight_group=group)

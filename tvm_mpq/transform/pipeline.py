@@ -11,7 +11,7 @@ import tvm_ffi
 from tvm import IRModule, relax
 
 from tvm_mpq.errors import MpqError
-from tvm_mpq.kernels.cuda.kernel import CUDA
+from tvm_mpq.kernels.intrinsic import CUDA
 from tvm_mpq.kernels.spec import TileLookup, default_tiles
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.quantization.weights import QuantizedWeights
@@ -52,7 +52,7 @@ class Pipeline:
     @property
     def gpu(self) -> bool:
         """Whether the kernels are for one."""
-        return self.instruction == CUDA
+        return self.instruction in CUDA
 
     def annotate(self, mod: IRModule) -> IRModule:
         """Canonical module → every operator carries its bit-width and every 8-bit tensor its grid."""

@@ -42,7 +42,7 @@ def build_cuda_tile(
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
     with tvm.transform.PassContext(opt_level=3, config=BUILD_CONFIG):
         built = tvm.tirx.build(module, target=tvm.target.Target(target))
-    if decisions != key.default_tile():
+    if decisions != key.faster().default_tile():
         for resources in found:
             reason = why_unfit(resources, getattr(decisions, "threads", 0), architectures)
             if reason:

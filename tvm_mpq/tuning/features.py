@@ -165,7 +165,8 @@ def _cuda(spec: KernelSpec, tile: CudaTile) -> list[float]:
     shape = spec.shape
     if spec.family == "depthwise":
         return []  # its program has one tile
-    blocks, steps = packed_weight_shape(shape, spec.row)[1:3]
+    row = spec.with_tile(tile).row
+    blocks, steps = packed_weight_shape(shape, row)[1:3]
     rows, columns = -(-shape.rows // tile.rows), -(-blocks * FRAGMENT // tile.columns)
     fragments = tile.fragments[0] * tile.fragments[1]
     return [
@@ -176,6 +177,7 @@ def _cuda(spec: KernelSpec, tile: CudaTile) -> list[float]:
         tile.warp_columns,
         tile.threads,
         float(tile.ahead),
+        float(tile.int4),
         fragments,
         (tile.fragments[0] + tile.fragments[1]) / max(1, fragments),
         (tile.rows + tile.columns) / (tile.rows * tile.columns),
@@ -184,7 +186,7 @@ def _cuda(spec: KernelSpec, tile: CudaTile) -> list[float]:
         _log(shape.groups * rows * columns),
         _log(shape.groups * rows * columns * tile.threads),
         _log(steps / tile.depth),
-        _log(tensor_shared(spec.row, tile) if spec.row.family in TENSOR_CORE else scalar_shared(tile)),
+        _log(tensor_shared(row, tile) if row.family in TENSOR_CORE else scalar_shared(tile)),
     ]
 
 

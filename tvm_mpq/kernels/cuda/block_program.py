@@ -109,9 +109,9 @@ class BlockProgram(ABC):
             )
         self.result = argument("out", dims, self.out.dtype)
 
-    def patch(self, i: Expr, k: Expr) -> Place:
-        """Of row ``i`` of the block and place ``k`` of the reduction."""
-        return place(self.shape, self.length, self.g, self.first_row + i, k)
+    def patch(self, i: Expr, k: Expr, beyond: int = 0) -> Place:
+        """Of row ``i`` of the block and place ``k + beyond`` of the reduction, both of one kernel row."""
+        return place(self.shape, self.length, self.g, self.first_row + i, k, beyond)
 
     def each(self, count: int) -> Each:
         """``with self.each(count) as index:`` the numbers below ``count`` that this thread has, in turn."""
@@ -168,6 +168,11 @@ def all_of(conditions: tuple[Expr, ...]) -> Expr:
 def vector(dtype: str, lanes: int) -> str:
     """The dtype of ``lanes`` elements."""
     return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def spread(value: Expr, lanes: int) -> Expr:
+    """``lanes`` of ``value``."""
+    return T.broadcast(value, lanes) if lanes > 1 else value
 
 
 def span(start: Expr, width: int) -> Expr:

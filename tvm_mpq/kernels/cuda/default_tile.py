@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, packed_weight_shape
+from tvm_mpq.kernels.cuda.int4_product import CHUNKS
 from tvm_mpq.kernels.cuda.squares import square_tile
 from tvm_mpq.kernels.cuda.tensor_core import tensor_held
 from tvm_mpq.kernels.cuda.tile import FRAGMENT, STEP, TENSOR_CORE, CudaTile, spread_tile
 from tvm_mpq.kernels.intrinsic import Intrinsic
+
+if TYPE_CHECKING:
+    from tvm_mpq.kernels.spec import KernelSpec
 
 _MOST_DEPTH = {"int8": 8, "float16": 4}
 _MOST_HELD = 40
@@ -31,3 +36,26 @@ def default_cuda_tile(shape: ConvolutionShape, row: Intrinsic) -> CudaTile:
         unpacks = row.nibbles and row.activation == "int8"
         return replace(tile, ahead=not unpacks and 0 < tensor_held(shape, row, tile) <= _MOST_HELD)
     return replace(square_tile(tile), ahead=steps > STEP)
+
+
+def int4_pays(spec: KernelSpec) -> bool:
+    """Whether ``spec``'s kernel on int4 tensor cores takes fewer instructions than one that unpacks codes for int8.
+
+    It takes 0.4 to 0.66 times as many for each product (docs/cuda.md), and pads the reduction to a multiple of 64
+    instead of 16.
+    """
+    steps = packed_weight_shape(spec.shape, spec.row)[2]
+    return -(-steps // CHUNKS) * CHUNKS <= 1.5 * steps
+
+
+def default_int4_tile(shape: ConvolutionShape, row: Intrinsic) -> CudaTile:
+    """The same on int4 tensor cores, with the depth that pads the reduction least, the larger of equal ones."""
+    _, blocks, steps = packed_weight_shape(shape, row)[:3]
+    depth = min((2 * CHUNKS, CHUNKS), key=lambda d: -(-steps // d) * d)
+    width = blocks * FRAGMENT
+    tile = spread_tile(
+        *(shape.rows, width, depth),
+        lambda rows, columns: shape.groups * -(-shape.rows // rows) * -(-width // columns),
+    )
+    tile = replace(tile, int4=True)
+    return replace(tile, ahead=0 < tensor_held(shape, row, tile) <= _MOST_HELD)

@@ -25,8 +25,10 @@ def vector_of(shape: ConvolutionShape, most: int) -> int:
     return max(v for v in (1, 2, 4, 8, 16) if v <= most and per_group % v == 0)
 
 
-def place(shape: ConvolutionShape, length: int, group: Expr, m: Expr, k: Expr) -> Place:
-    """Of row ``m`` and place ``k`` of the reduction, ``length`` long with each kernel row padded, in ``group``.
+def place(shape: ConvolutionShape, length: int, group: Expr, m: Expr, k: Expr, beyond: int = 0) -> Place:
+    """Of row ``m`` and place ``k + beyond`` of the reduction, ``length`` long with kernel rows padded, in ``group``.
+
+    Both places are of one kernel row, so that ``beyond`` stays out of divisions and addresses visibly aligned.
 
     Where the reduction is padded the weights are zero, and any element will do: those inside the conditions are read.
     """
@@ -35,10 +37,12 @@ def place(shape: ConvolutionShape, length: int, group: Expr, m: Expr, k: Expr) -
     conditions = [m < shape.rows]
     first = group * per_group if shape.groups > 1 else tirx.const(0, "int32")
     if shape.is_plain_matrix():
+        k = k + beyond
         if length != per_group:
             conditions.append(k < per_group)
         return Place(m, k, tuple(conditions))
     r, within = (k // run, k % run) if shape.kernel[0] > 1 else (tirx.const(0, "int32"), k)
+    within = within + beyond
     s, c = within // per_group, within % per_group
     top, left = shape.padding[:2]
     oh, ow = shape.out_height, shape.out_width

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tvm_mpq.kernels.convolution import packed_weight_shape
+from tvm_mpq.kernels.cuda.int4_product import CHUNKS
 from tvm_mpq.kernels.cuda.kernel import cuda_tile, cuda_unit
 from tvm_mpq.kernels.cuda.scalar_core import scalar_shared
 from tvm_mpq.kernels.cuda.tensor_core import tensor_held, tensor_shared
@@ -28,19 +29,26 @@ _MOST_HELD = 64
 
 
 def cuda_space(spec: KernelSpec) -> list[CudaTile]:
-    """The default tile of ``spec``'s program first; programs whose tile follows from the shape have that one only."""
-    default = cuda_tile(spec)
+    """The default tile of ``spec`` first; programs whose tile follows from the shape have that one only.
+
+    Where int4 tensor cores can make the same kernel, tiles of both.
+    """
+    default, by_int4 = cuda_tile(spec.faster()), spec.by_int4()
     if spec.family == "depthwise" or cuda_unit(spec) == "dp4a":
         return [default]
-    tiles = _matrix_tiles(spec) if cuda_unit(spec) == "tensor core" else _scalar_tiles(spec)
+    tiles = [*(_matrix_tiles(spec) if cuda_unit(spec) == "tensor core" else _scalar_tiles(spec))]
+    if by_int4 is not None:
+        tiles += _matrix_tiles(by_int4)
     return list(dict.fromkeys([default, *tiles]))
 
 
 def _matrix_tiles(spec: KernelSpec) -> Iterator[CudaTile]:
-    steps = packed_weight_shape(spec.shape, spec.row)[2]
+    int4, steps = spec.row.family == "imma4", packed_weight_shape(spec.shape, spec.row)[2]
     depths = [d for d in range(1, _MOST_DEPTH + 1) if steps % d == 0]
+    if int4:
+        depths = [d for d in range(CHUNKS, 2 * _MOST_DEPTH + 1, CHUNKS) if d < steps + CHUNKS]
     for (rows, columns), depth, down, across in itertools.product(_extents(spec), depths, _WARPS, _WARPS):
-        tile = CudaTile(rows, columns, depth, down, across)
+        tile = CudaTile(rows, columns, depth, down, across, int4=int4)
         even = rows % (FRAGMENT * down) == 0 and columns % (FRAGMENT * across) == 0
         if not even or down * across > _MOST_WARPS:
             continue

@@ -20,8 +20,18 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
 from tvm.tirx import Expr, PrimFunc
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, packed_weight_shape
-from tvm_mpq.kernels.cuda.block_program import BlockProgram, Problem, all_of, c_stride, shared, span, vector
+from tvm_mpq.kernels.cuda.block_program import (
+    BlockProgram,
+    Problem,
+    all_of,
+    c_stride,
+    shared,
+    span,
+    spread,
+    vector,
+)
 from tvm_mpq.kernels.cuda.fragments import AREA, Operand, WarpProduct
+from tvm_mpq.kernels.cuda.int4_core import int4_held, int4_shared
 from tvm_mpq.kernels.cuda.patches import vector_of
 from tvm_mpq.kernels.cuda.stages import MOST_UNROLLED, Stage, run_stages
 from tvm_mpq.kernels.cuda.tile import FRAGMENT, CudaTile
@@ -41,6 +51,8 @@ def tensor_core(problem: Problem, tile: CudaTile) -> PrimFunc:
 
 def tensor_shared(row: Intrinsic, tile: CudaTile) -> int:
     """Bytes of shared memory that a block of ``tile`` has."""
+    if row.family == "imma4":
+        return int4_shared(tile)
     size = 1 if row.activation == "int8" else 2
     staged = _Patches.of(row, tile).length + tile.columns * tile.depth * FRAGMENT
     return size * staged + 4 * tile.rows * c_stride(tile)
@@ -51,6 +63,8 @@ def tensor_held(shape: ConvolutionShape, row: Intrinsic, tile: CudaTile) -> int:
 
     That is where there is one step only, single bytes are moved, or loops over a thread's parts are not unrolled.
     """
+    if row.family == "imma4":
+        return int4_held(shape, row, tile)
     depth = tile.depth * FRAGMENT
     v = _vector_of(shape, row)
     integer = row.activation == "int8"
@@ -135,10 +149,10 @@ class _PatchStage(Stage):
         at = program.patch(i, T.bind(step * self.depth + k))
         value, inside = program.x[at.pixel, span(at.channel, self.v)], all_of(at.conditions)
         if not program.integer:
-            return [T.if_then_else(inside, value, _spread(T.float32(0.0), self.v))]
+            return [T.if_then_else(inside, value, spread(T.float32(0.0), self.v))]
         if not self.words:
-            return [T.if_then_else(inside, value, _spread(T.cast(program.grid[0], "uint8"), self.v))]
-        fill = _spread(T.cast(program.grid[0], "uint32") * T.uint32(_EACH), self.words)
+            return [T.if_then_else(inside, value, spread(T.cast(program.grid[0], "uint8"), self.v))]
+        fill = spread(T.cast(program.grid[0], "uint32") * T.uint32(_EACH), self.words)
         return [T.if_then_else(inside, T.reinterpret(value, dtype=vector("uint32", self.words)), fill)]
 
     def store(self, part: Expr, values: list[Expr]) -> None:
@@ -149,14 +163,10 @@ class _PatchStage(Stage):
             value = T.cast(values[0], vector("float16", self.v))
         else:
             flip = T.uint32(OFFSET * _EACH) if self.words else T.uint8(OFFSET)
-            value = values[0] ^ _spread(flip, self.words or self.v)
+            value = values[0] ^ spread(flip, self.words or self.v)
             value = T.reinterpret(value, dtype=vector("int8", self.v))
         T.buffer_store(self.a, value, [span(place, self.v)])
 
     def _place(self, part: Expr) -> tuple[Expr, Expr]:
         per_row = self.depth // self.v
         return part // per_row, part % per_row * self.v
-
-
-def _spread(value: Expr, lanes: int) -> Expr:
-    return T.broadcast(value, lanes) if lanes > 1 else value

@@ -19,7 +19,7 @@ class CudaTile:
     """A thread block makes ``rows`` × ``columns`` results, ``depth`` fragments of the reduction at a time.
 
     Its warps stand ``warp_rows`` × ``warp_columns``; each has an equal part of the results, in fragments. ``ahead``:
-    what it multiplies next is loaded meanwhile (see ``stages``).
+    what it multiplies next is loaded meanwhile (see ``stages``). ``int4``: by int4 tensor cores (see ``int4_core``).
     """
 
     rows: int
@@ -28,6 +28,7 @@ class CudaTile:
     warp_rows: int
     warp_columns: int
     ahead: bool = False
+    int4: bool = False
 
     @property
     def threads(self) -> int:
@@ -43,8 +44,8 @@ class CudaTile:
         )
 
 
-TENSOR_CORE = ("imma", "hmma")
-"""Families of the table's rows that multiply fragments of bytes and of half floats."""
+TENSOR_CORE = ("imma", "imma4", "hmma")
+"""Families of the table's rows that multiply fragments: of bytes, by four bits, and of half floats."""
 _BLOCKS = 64
 """So many thread blocks keep small and large GPUs busy; fewer are made smaller while they can be."""
 

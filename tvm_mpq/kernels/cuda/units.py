@@ -14,6 +14,7 @@ Unit = Literal["tensor core", "dp4a", "plain"]
 """What multiplies: matrices of a warp, four bytes of a thread, or one number."""
 _UNITS: dict[str, Unit] = {
     "imma": "tensor core",
+    "imma4": "tensor core",
     "hmma": "tensor core",
     "dp4a": "dp4a",
     "imad": "plain",

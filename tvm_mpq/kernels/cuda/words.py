@@ -1,13 +1,19 @@
-"""Four bytes in a word: what dp4a multiplies, and how codes come to lie so."""
+"""Words and the bytes in them: what dp4a multiplies, and how codes come to lie so."""
 
 from __future__ import annotations
 
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
 from tvm.tirx import Expr
 
 from tvm_mpq.kernels.neon import OFFSET
 
 _EACH = 0x01010101
+
+
+def elements(value: Expr, lanes: int) -> list[Expr]:
+    """Of a vector of ``lanes``, one by one."""
+    return [tirx.Shuffle([value], [T.int32(i)]) for i in range(lanes)] if lanes > 1 else [value]
 
 
 def flipped(word: Expr) -> Expr:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tvm_mpq.kernels.convolution import packed_weight_shape
 from tvm_mpq.kernels.cuda.dot_depthwise import TAPS
+from tvm_mpq.kernels.cuda.int4_product import CHUNKS
 from tvm_mpq.kernels.cuda.kernel import cuda_tile, cuda_unit
 
 if TYPE_CHECKING:
@@ -20,10 +21,12 @@ def cuda_work(spec: KernelSpec) -> tuple[str, float]:
         if unit == "dp4a":
             return "dp4a", shape.macs * taps
         return "imad" if spec.in_dtype == "uint8" else "ffma", float(shape.macs)
-    tile = cuda_tile(spec)
-    blocks, steps = packed_weight_shape(shape, spec.row)[1:3]
+    tile, row = cuda_tile(spec), spec.row
+    blocks, steps = packed_weight_shape(shape, row)[1:3]
+    if row.family == "imma4":
+        steps = 2 * -(-steps // CHUNKS) * CHUNKS  # a product of each half of an activation
     rows = -(-shape.rows // tile.rows) * tile.rows
-    wide = tile.columns // spec.row.lanes
-    columns = -(-blocks // wide) * wide * spec.row.lanes
-    step = {"tensor core": spec.row.name, "dp4a": "dp4a", "plain": "ffma"}[unit]
-    return step, float(rows * columns * steps * spec.row.group * shape.groups)
+    wide = tile.columns // row.lanes
+    columns = -(-blocks // wide) * wide * row.lanes
+    step = {"tensor core": row.name, "dp4a": "dp4a", "plain": "ffma"}[unit]
+    return step, float(rows * columns * steps * row.group * shape.groups)
