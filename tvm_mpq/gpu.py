@@ -19,7 +19,8 @@ STEPS = ("imma", "hmma", "dp4a", "imad", "ffma")
 INT4_STEP = "imma4"
 """Of tensor cores in int4, which not all GPUs have."""
 INT4_INSTRUCTION = "cuda-int4"
-"""The kernels' table of instructions for those that have."""
+CUDA = ("cuda", INT4_INSTRUCTION)
+"""The instructions of NVIDIA's GPUs in the kernels' table, without and with tensor cores that multiply four bits."""
 _INT4_CAPABILITIES = range(75, 90)
 """Compute capabilities that multiply them: 9.0 has no such unit."""
 
@@ -49,6 +50,11 @@ class Gpu:
             self.multiprocessors * self.clock_ghz * 1e9 * self.macs_per_cycle[(*STEPS, INT4_STEP).index(step)]
         )
 
+    @property
+    def int4(self) -> bool:
+        """Whether it is known to multiply four bits."""
+        return len(self.macs_per_cycle) > len(STEPS)
+
     def require_int4(self, source: str) -> None:
         """Raise MpqError that names ``source`` unless all code is for architectures with int4 tensor cores."""
         others = [name for name in self.architectures if _capability(name) not in _INT4_CAPABILITIES]
@@ -56,7 +62,7 @@ class Gpu:
             raise MpqError(
                 f"{source}: {', '.join(others)} has no int4 tensor cores for {INT4_INSTRUCTION!r}: use 'cuda'"
             )
-        if len(self.macs_per_cycle) == len(STEPS):
+        if not self.int4:
             raise MpqError(f"{source}: {INT4_INSTRUCTION!r} needs {INT4_STEP!r} in 'macs_per_cycle'")
 
 

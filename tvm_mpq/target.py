@@ -19,9 +19,9 @@ from tvm_mpq import toml_fields
 from tvm_mpq.cpu import X86_64_V2, X86_64_V3, X86_64_V4, cpu_features
 from tvm_mpq.errors import MpqError
 from tvm_mpq.gpu import (
+    CUDA,
     INT4_INSTRUCTION,
     NVIDIA_GPU,
-    STEPS,
     Gpu,
     driver_device,
     gpu_features,
@@ -44,7 +44,7 @@ _ARCHITECTURES = {
     **dict.fromkeys(("avx512bf16", "avx512vnni", "avxvnni", "avx512", "avx2", "generic"), "x86_64"),
     **dict.fromkeys(("i8mm", "dotprod", "neon"), "aarch64"),
     "neon32": "arm",
-    **dict.fromkeys(("portable", "cuda", INT4_INSTRUCTION), ""),
+    **dict.fromkeys(("portable", *CUDA), ""),
 }
 INSTRUCTIONS = tuple(_ARCHITECTURES)
 _FEATURES = {"dotprod": ("asimddp", "asimdhp"), "i8mm": ("i8mm", "asimdhp")}
@@ -231,7 +231,7 @@ def host_cuda_target() -> Target:
     return Target(
         name=HOST_CUDA,
         description=f"This machine's GPU: {name}",
-        instruction="cuda" if len(gpu.macs_per_cycle) == len(STEPS) else INT4_INSTRUCTION,
+        instruction=INT4_INSTRUCTION if gpu.int4 else "cuda",
         precisions=GPU_PRECISIONS,
         features=(NVIDIA_GPU,),
         mcpu="x86-64" if machine == "x86_64" else "generic",
@@ -307,7 +307,7 @@ def parse_target(text: str, source: str) -> Target:
         except MpqError as error:
             raise MpqError(f"{source}: {error}") from None
     kind = toml_fields.text(tvm_raw, "kind", f"{source}: [tvm]")
-    wanted = "cuda" if instruction in ("cuda", INT4_INSTRUCTION) else "llvm"
+    wanted = "cuda" if instruction in CUDA else "llvm"
     if kind != wanted:
         raise MpqError(f"{source}: [tvm] kind {kind!r} is not supported with {instruction!r}; use {wanted!r}")
     if ("gpu" in raw) != (kind == "cuda"):

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tvm_mpq.gpu import CUDA
 from tvm_mpq.kernels import neon
 from tvm_mpq.kernels.cuda.work import cuda_work
-from tvm_mpq.kernels.intrinsic import CUDA, FLOAT, INTEGER, NEON, Intrinsic
+from tvm_mpq.kernels.intrinsic import FLOAT, INTEGER, NEON, Intrinsic
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.kernels.weight_only import BLOCK, DIGITS, default_weight_only_tile
 

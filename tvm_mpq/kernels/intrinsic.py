@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tvm_mpq.errors import MpqError
+from tvm_mpq.gpu import CUDA
 from tvm_mpq.kernels import bfloat16_step, neon, neon_matrix
 from tvm_mpq.kernels.tensor_intrinsics import Step, register
 
@@ -70,8 +71,6 @@ def _float(name: str, lanes: int, registers: int) -> Intrinsic:
 
 NEON = ("i8mm", "dotprod", "neon")
 """Instruction sets of 64-bit ARM."""
-CUDA = ("cuda", "cuda-int4")
-"""NVIDIA's GPUs, without and with tensor cores that multiply four bits."""
 FLOAT = {
     "avx512bf16": _float("fma512", 16, 32),
     "avx512vnni": _float("fma512", 16, 32),

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from tvm.tirx import PrimFunc
 
+from tvm_mpq.gpu import CUDA
 from tvm_mpq.kernels import neon_depthwise
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, convolution
 from tvm_mpq.kernels.cuda.default_tile import int4_pays
@@ -25,7 +26,6 @@ from tvm_mpq.kernels.depthwise import (
     schedule_depthwise,
 )
 from tvm_mpq.kernels.intrinsic import (
-    CUDA,
     FLOAT,
     HALF_CODES,
     INTEGER,

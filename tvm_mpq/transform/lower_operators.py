@@ -17,7 +17,7 @@ from tvm import IRModule, relax
 from tvm.tirx import PrimFunc
 
 from tvm_mpq.errors import MpqError
-from tvm_mpq.kernels.intrinsic import CUDA
+from tvm_mpq.gpu import CUDA
 from tvm_mpq.kernels.spec import TileLookup, default_tiles
 from tvm_mpq.quantization.grid import Grid
 from tvm_mpq.quantization.weights import QuantizedWeights

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from tvm import relax
 
+from tvm_mpq.gpu import CUDA
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
 from tvm_mpq.kernels.expand import ExpandForm
-from tvm_mpq.kernels.intrinsic import CUDA
 from tvm_mpq.kernels.neon import OFFSET
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.quantization.bias import fold_zero_point, quantize_bias

@@ -11,7 +11,7 @@ import tvm_ffi
 from tvm import IRModule, relax
 
 from tvm_mpq.errors import MpqError
-from tvm_mpq.kernels.intrinsic import CUDA
+from tvm_mpq.gpu import CUDA
 from tvm_mpq.kernels.spec import TileLookup, default_tiles
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.quantization.weights import QuantizedWeights

@@ -64,6 +64,11 @@ Turing multiplies 8 × 32 by 32 × 8; lanes have the same words of them (PTX ISA
 """
 
 
+def padded(steps: int, depth: int = CHUNKS) -> int:
+    """Chunks of the reduction, a multiple of ``depth``, that ``steps`` of them become."""
+    return -(-steps // depth) * depth
+
+
 @dataclass(frozen=True)
 class SplitRows:
     """How the left factor lies in shared memory: for each row and chunk four words, low and high halves in turn."""

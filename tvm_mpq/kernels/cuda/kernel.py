@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tvm.tirx import PrimFunc
 
+from tvm_mpq.gpu import INT4_INSTRUCTION
 from tvm_mpq.kernels.cuda.block_program import Problem
 from tvm_mpq.kernels.cuda.default_tile import default_cuda_tile, default_int4_tile
 from tvm_mpq.kernels.cuda.dot_depthwise import dot_depthwise, dot_depthwise_fits
@@ -35,7 +36,7 @@ def cuda_unit(spec: KernelSpec) -> Unit:
 
 def cuda_int4(spec: KernelSpec) -> bool:
     """Whether int4 tensor cores, where there are any, can make ``spec``'s kernel of bytes."""
-    able = spec.instruction == "cuda-int4" and int4_fits(spec.row)
+    able = spec.instruction == INT4_INSTRUCTION and int4_fits(spec.row)
     return able and not dot_rows_fits(spec.shape, spec.in_dtype)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tvm_mpq.kernels.convolution import packed_weight_shape
 from tvm_mpq.kernels.cuda.dot_depthwise import TAPS
-from tvm_mpq.kernels.cuda.int4_product import CHUNKS
+from tvm_mpq.kernels.cuda.int4_product import padded
 from tvm_mpq.kernels.cuda.kernel import cuda_tile, cuda_unit
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def cuda_work(spec: KernelSpec) -> tuple[str, float]:
     tile, row = cuda_tile(spec), spec.row
     blocks, steps = packed_weight_shape(shape, row)[1:3]
     if row.family == "imma4":
-        steps = 2 * -(-steps // CHUNKS) * CHUNKS  # a product of each half of an activation
+        steps = 2 * padded(steps)  # a product of each half of an activation
     rows = -(-shape.rows // tile.rows) * tile.rows
     wide = tile.columns // row.lanes
     columns = -(-blocks // wide) * wide * row.lanes
