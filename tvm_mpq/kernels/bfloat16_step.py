@@ -29,8 +29,6 @@ define linkonce_odr hidden <16 x float> @tvm_mpq_vdpbf16ps(<16 x float> %c, <16 
 attributes #0 = { alwaysinline nounwind "target-features"="+avx512f,+avx512bf16" }
 """
 """LLVM IR that a kernel with this step imports."""
-PRAGMA = "pragma_import_llvm"
-"""The annotation of a loop that imports it."""
 
 
 def _description() -> PrimFunc:

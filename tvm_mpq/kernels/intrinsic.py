@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from tvm_mpq.errors import MpqError
 from tvm_mpq.gpu import CUDA
-from tvm_mpq.kernels import bfloat16_step, neon, neon_matrix
+from tvm_mpq.kernels import bfloat16_step, memory_operand, neon, neon_matrix
 from tvm_mpq.kernels.tensor_intrinsics import Step, register
 
 
@@ -52,8 +52,23 @@ class Intrinsic:
             return bfloat16_step.register()
         if self.family == neon.MATRIX:
             return neon_matrix.register(neon_matrix.MatrixStep(self.words, self.nibbles, self.multiplied))
-        step = Step(
-            self.family,
+        return register(self._step(self.family))
+
+    @property
+    def from_memory(self) -> bool:
+        """Whether each multiplication of the step reads its weights from memory."""
+        return self.family == "pmaddubsw" and self._step(self.family).from_memory
+
+    @property
+    def imported(self) -> str | None:
+        """LLVM IR that a kernel with this step imports."""
+        if self.family == "vdpbf16ps":
+            return bfloat16_step.IMPORTED
+        return memory_operand.imported() if self.from_memory else None
+
+    def _step(self, family: str) -> Step:
+        return Step(
+            family,
             self.activation,
             self.lanes,
             self.per_word,
@@ -62,7 +77,6 @@ class Intrinsic:
             self.multiplied,
             "int8" if self.nibbles else self.weight,
         )
-        return register(step)
 
 
 def _float(name: str, lanes: int, registers: int) -> Intrinsic:

@@ -17,7 +17,6 @@ from tvm.s_tir.schedule import SBlockRV
 from tvm.tirx import PrimFunc
 
 from tvm_mpq.kernels import neon_matrix
-from tvm_mpq.kernels.bfloat16_step import IMPORTED, PRAGMA
 from tvm_mpq.kernels.convolution import ConvolutionShape
 from tvm_mpq.kernels.intrinsic import Intrinsic
 from tvm_mpq.kernels.tiles import ConvolutionTile
@@ -43,8 +42,8 @@ def schedule_convolution(
     sch.reorder(g, task, column_task, column, row, mi, ni, lane)
     tasks = sch.fuse(g, task, column_task)
     sch.parallel(tasks)
-    if intrinsic.family == "vdpbf16ps":
-        sch.annotate(tasks, PRAGMA, IMPORTED)
+    if intrinsic.imported is not None:
+        sch.annotate(tasks, "pragma_import_llvm", intrinsic.imported)
     if ragged and shape.groups == 1:
         sch.reverse_compute_at(out, row, preserve_unit_loops=True)
     elif ragged:

@@ -17,7 +17,7 @@ from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 from tvm.tirx import Expr, PrimFunc
 
-from tvm_mpq.kernels import neon
+from tvm_mpq.kernels import memory_operand, neon
 from tvm_mpq.kernels.narrow_weights import stored_dtype, widened
 
 NIBBLE_OFFSET = 8
@@ -52,6 +52,12 @@ class Step:
     def stored(self) -> str:
         """The dtype of the weights' array."""
         return "uint8" if self.nibbles else stored_dtype(self.weight)
+
+    @property
+    def from_memory(self) -> bool:
+        """Whether each multiplication reads its weights from memory (see :mod:`memory_operand`)."""
+        whole = not self.nibbles and not self.multiplied
+        return self.family == "pmaddubsw" and self.lanes == memory_operand.LANES and whole
 
     @property
     def weight_shape(self) -> tuple[int, int, int]:
@@ -129,6 +135,23 @@ def _implementation(step: Step) -> PrimFunc:
             if step.nibbles
             else vectors
         )
+
+    if step.from_memory:
+
+        @T.prim_func(s_tir=True)
+        def from_memory(
+            A: T.Buffer((group,), step.activation, offset_factor=1),
+            B: T.Buffer(shape, stored, offset_factor=1),
+            C: T.Buffer((lanes,), accumulator, offset_factor=1),
+        ) -> None:
+            with T.sblock("root"):
+                T.reads(C[0:lanes], A[0:group], B[0 : shape[0], 0:lanes, 0:per])
+                T.writes(C[0:lanes])
+                C[T.ramp(T.int32(0), 1, lanes)] = memory_operand.multiply(
+                    C.vload([0], f"{accumulator}x{lanes}"), activations(A), B.access_ptr("r")
+                )
+
+        return from_memory
 
     multiply: Any
     if step.family in neon.FAMILIES:
