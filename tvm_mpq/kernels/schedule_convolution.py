@@ -103,12 +103,13 @@ def _place_stage(
         sch.parallel(sch.fuse(n, h))
         per_pixel = shape.in_channels
         if per_pixel % 4 == 0:
-            _vectorize(sch, sch.split(line, [None, per_pixel])[1], 32)
-        else:
-            # Vectors cross pixels: the border's condition is taken out of the loop over the others.
-            blocks, lane = sch.split(line, [None, 32])
-            sch.annotate(blocks, "pragma_loop_partition_hint", 1)
+            places, channels = sch.split(line, [None, per_pixel])
+            _vectorize(sch, channels, 32)
+        else:  # vectors cross pixels
+            places, lane = sch.split(line, [None, 32])
             sch.vectorize(lane)
+        # The border's condition is taken out of the loop over the others: in a vector it is asked for each element.
+        sch.annotate(places, "pragma_loop_partition_hint", 1)
     if not tile.staged:
         sch.compute_inline(stage)
         return

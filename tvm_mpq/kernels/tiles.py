@@ -71,6 +71,11 @@ def default_convolution_tile(
     # Where rows are few and channels many, tasks take all rows and part of the weights: each weight is read once.
     all_rows_fit = tiles * tile_bytes <= _WHOLE_BYTES and columns >= 4 * threads
     by_columns = tiles // row_tiles < 2 * threads or all_rows_fit
+    if intrinsic.from_memory and columns >= 4 * threads and not by_columns:
+        # Or where that moves less through the second cache: patches once a column tile, not weights once a task.
+        weights = blocks * intrinsic.lanes * shape.reduction(intrinsic.group)
+        all_rows_fit = weights > _SECOND_CACHE and columns * tile_bytes < weights / row_tiles
+        by_columns = all_rows_fit
     if by_columns:
         row_tiles = tiles if all_rows_fit else row_tiles
         column_tiles = max(d for d in _divisors(columns) if columns // d >= min(columns, 4 * threads))
@@ -157,10 +162,10 @@ _MOST_UNROLLED = 128
 def _registers(intrinsic: Intrinsic, rows: int, blocks: int) -> int:
     """The accumulators, the weights, the broadcast activation, and a product where an instruction adds it.
 
-    ``pmaddubsw`` reads its weights from memory.
+    ``pmaddubsw`` takes a vector of ones instead of weights, which it may read from memory.
     """
     if intrinsic.family == "pmaddubsw":
-        return rows * blocks + 2
+        return rows * blocks + 3
     if intrinsic.family in neon.FAMILIES:
         return neon.registers(
             intrinsic.family, intrinsic.words, rows, blocks, intrinsic.nibbles, intrinsic.multiplied
@@ -170,6 +175,8 @@ def _registers(intrinsic: Intrinsic, rows: int, blocks: int) -> int:
 
 _TASK_BYTES = 65536
 _WHOLE_BYTES = 131072
+_SECOND_CACHE = 262144
+"""What of the second-level cache the weights of a kernel may fill, beside its patches and results."""
 _FIRST_CACHE = 24576
 """What of the first-level cache a panel of weights may fill; a larger one comes from the second, 30 bytes a cycle."""
 BYTES = {"float32": 4, "float16": 2, "float16_bits": 2, "bfloat16": 2, "int16": 2, "uint8": 1, "int8": 1}
@@ -179,6 +186,17 @@ def _cost(
     shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, blocks: int, staged: bool, threads: int
 ) -> float:
     tile, words = rows * blocks, intrinsic.words
+    padded = -(-shape.rows // rows) * rows / shape.rows
+    staging = 1 + 3 / shape.out_channels if staged else 1.0
+    if intrinsic.from_memory:
+        # Two multiplications a cycle, which eight sums keep busy. Beyond them: a load a row of activations, a panel of
+        # weights that the first cache does not hold, shared by the tile's rows, and the loop's ends. More sums than
+        # ten leave no register for what finishes them.
+        panel = blocks * intrinsic.lanes * shape.reduction(intrinsic.group)
+        steps = shape.reduction(intrinsic.group) / intrinsic.group
+        overhead = 0.1 / blocks + (0.2 / rows if panel > _FIRST_CACHE else 0.0) + 4 / (steps * tile)
+        idle = 0.05 * max(0, 8 - tile) + 0.01 * max(0, tile - 10)
+        return padded * staging * (1 + overhead + idle)
     # The instructions of a step: multiplies (and one to widen), additions, and what unpacks the weights.
     multiplies = tile * (words + (intrinsic.family == "pmaddubsw"))
     others = 0.0 if intrinsic.family in (None, "vpdpbusd", "vdpbf16ps") else tile * words
@@ -186,9 +204,6 @@ def _cost(
     if intrinsic.activation == "float32" and intrinsic.weight != "float32":
         others += 2 * blocks  # to widen a vector of weights
     loads = words * (rows + blocks * (0.5 if intrinsic.nibbles else 1.0))
-    if intrinsic.family == "pmaddubsw":
-        loads += 0.5 * words * blocks  # whole vectors from memory, in each row of the tile
-    padded = -(-shape.rows // rows) * rows / shape.rows
     # Two loads, two multiplies and some three of all a cycle; short accumulation chains do not hide the latency.
     cycles = max(multiplies / 2, (multiplies + others) / 3.3, loads / 2)
     cycles = max(cycles, 4.0 if intrinsic.accumulator == "float32" else 1.0)
@@ -205,5 +220,4 @@ def _cost(
         # each word.
         if steps <= 4 and _row_tiles(shape, intrinsic, rows, threads) == 1 < shape.rows // rows:
             cycles *= 1.1
-    staging = 1 + 3 / shape.out_channels if staged else 1.0
     return cycles / tile * padded * staging
