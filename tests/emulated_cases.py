@@ -17,6 +17,7 @@ from tvm.tirx import PrimFunc
 from tvm_mpq.kernels import elementwise, pooling
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
 from tvm_mpq.kernels.intrinsic import winograd_intrinsic
+from tvm_mpq.kernels.quantize_planes import quantize_planes
 from tvm_mpq.kernels.schedule_default import schedule_default
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.kernels.winograd import WinogradGeometry
@@ -271,16 +272,17 @@ def _int32(*values: int) -> np.ndarray:
     return np.array(values, np.int32)
 
 
-def quantize_case() -> Case:
+def quantize_case(
+    shape: tuple[int, ...] = (2, 5, 6, 7), make: Callable[..., PrimFunc] = elementwise.quantize_to_pixels
+) -> Case:
     """An image's pixels, some of them exactly between two codes, far outside, infinite."""
     rng = np.random.default_rng(0)
-    shape = (2, 5, 6, 7)
     x = np.where(rng.random(shape) < 0.5, rng.normal(0, 150, shape), rng.integers(-300, 300, shape) + 0.5)
     x = np.where(
         rng.random(shape) < 0.1, rng.choice([np.inf, -np.inf, 3e38, -1e-40], shape), x * SOURCE.scale
     )
     x = x.astype(np.float32)
-    kernel = schedule_default(elementwise.quantize_to_pixels(shape))
+    kernel = schedule_default(make(shape))
     arguments = (x, _float32(SOURCE.inverse_scale), _int32(0, SOURCE.zero_point))
     return Case(kernel, arguments, _rows(SOURCE.quantize(x).transpose(0, 2, 3, 1)))
 
@@ -333,6 +335,7 @@ def max_pool_case() -> Case:
 
 OTHERS: dict[str, Callable[[], Case]] = {
     "quantize": quantize_case,
+    "quantize planes": lambda: quantize_case((2, 3, 2, 37), quantize_planes),
     "dequantize": dequantize_case,
     "add": add_case,
     "rescale": rescale_case,

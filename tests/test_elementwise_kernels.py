@@ -13,6 +13,7 @@ from reference import quantized_sum, rescaled
 
 from tvm_mpq.kernels import elementwise, joining
 from tvm_mpq.kernels.convolution import Output
+from tvm_mpq.kernels.quantize_planes import MOST_CHANNELS, quantize_planes
 from tvm_mpq.kernels.schedule_default import schedule_default
 from tvm_mpq.quantization.addition import addition_factors
 from tvm_mpq.quantization.grid import Grid
@@ -23,6 +24,7 @@ EXAMPLES = settings(
 INSTRUCTIONS = pytest.mark.parametrize("instruction", list(TARGETS))
 SHAPES = st.lists(st.integers(1, 20), min_size=1, max_size=4).map(tuple)
 PLANES = st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 12), st.integers(1, 12))
+IMAGES = st.tuples(st.integers(1, 2), st.integers(2, MOST_CHANNELS), st.integers(1, 4), st.integers(1, 40))
 SEEDS = st.integers(0, 99)
 
 
@@ -162,6 +164,18 @@ def test_quantize_to_pixels(
     require(instruction)
     x = reals(shape, seed, grid)
     kernel = schedule_default(elementwise.quantize_to_pixels(shape))
+    q = run(kernel, instruction, x, float32(grid.inverse_scale), int32(0, grid.zero_point))
+    pixels = grid.quantize(x).transpose(0, 2, 3, 1).reshape(-1, shape[1])
+    np.testing.assert_array_equal(q, pixels, strict=True)
+
+
+@INSTRUCTIONS
+@EXAMPLES
+@given(shape=IMAGES, grid=grids(-30, 30), seed=SEEDS)
+def test_quantize_planes(instruction: str, shape: tuple[int, int, int, int], grid: Grid, seed: int) -> None:
+    require(instruction)
+    x = reals(shape, seed, grid)
+    kernel = schedule_default(quantize_planes(shape))
     q = run(kernel, instruction, x, float32(grid.inverse_scale), int32(0, grid.zero_point))
     pixels = grid.quantize(x).transpose(0, 2, 3, 1).reshape(-1, shape[1])
     np.testing.assert_array_equal(q, pixels, strict=True)

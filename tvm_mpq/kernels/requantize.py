@@ -12,6 +12,8 @@ from tvm.tirx import Expr
 
 from tvm_mpq.kernels.neon_requantize import neon_requantize
 
+_LIMIT = 2.0**30
+
 
 def round_to_int(x: Expr) -> Expr:
     """Nearest int32, ties to even; ``x`` float32 must lie inside int32's range.
@@ -35,11 +37,7 @@ def requantize(accumulator: Expr, multiplier: Expr, zero_point: Expr, neon: bool
 
 def requantize_vector(accumulator: Expr, multiplier: Expr, zero_point: Expr, lanes: int) -> Expr:
     """:func:`requantize` of ``lanes`` accumulators as one vector: TVM takes the rounding apart into scalars."""
-    product = tirx.Cast(f"float32x{lanes}", accumulator) * multiplier
-    rounded = tirx.call_llvm_pure_intrin(f"int32x{lanes}", "llvm.lrint", product)
-    q = rounded + tirx.Broadcast(zero_point, lanes)
-    low, high = (tirx.Broadcast(tirx.const(bound, "int32"), lanes) for bound in (0, 255))
-    return tirx.Cast(f"uint8x{lanes}", te.max(te.min(q, high), low))
+    return _code_vector(tirx.Cast(f"float32x{lanes}", accumulator) * multiplier, zero_point, lanes)
 
 
 def quantize(x: Expr, inverse_scale: Expr, zero_point: Expr) -> Expr:
@@ -47,8 +45,22 @@ def quantize(x: Expr, inverse_scale: Expr, zero_point: Expr) -> Expr:
 
     The inner clip keeps the conversion to int32 defined for any finite x.
     """
-    limit = tirx.const(2.0**30, "float32")
+    limit = tirx.const(_LIMIT, "float32")
     return saturate(round_to_int(te.max(te.min(x * inverse_scale, limit), -limit)) + zero_point)
+
+
+def quantize_vector(x: Expr, inverse_scale: Expr, zero_point: Expr, lanes: int) -> Expr:
+    """:func:`quantize` of ``lanes`` floats as one vector."""
+    scaled = x * tirx.Broadcast(inverse_scale, lanes)
+    low, high = (tirx.Broadcast(tirx.const(bound, "float32"), lanes) for bound in (-_LIMIT, _LIMIT))
+    return _code_vector(te.max(te.min(scaled, high), low), zero_point, lanes)
+
+
+def _code_vector(scaled: Expr, zero_point: Expr, lanes: int) -> Expr:
+    rounded = tirx.call_llvm_pure_intrin(f"int32x{lanes}", "llvm.lrint", scaled)
+    q = rounded + tirx.Broadcast(zero_point, lanes)
+    low, high = (tirx.Broadcast(tirx.const(bound, "int32"), lanes) for bound in (0, 255))
+    return tirx.Cast(f"uint8x{lanes}", te.max(te.min(q, high), low))
 
 
 def dequantize(q: Expr, scale: Expr, zero_point: Expr) -> Expr:

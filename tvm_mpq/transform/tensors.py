@@ -18,6 +18,7 @@ from tvm.tirx import PrimFunc
 
 from tvm_mpq.kernels import elementwise
 from tvm_mpq.kernels.expand import ExpandForm, expand
+from tvm_mpq.kernels.quantize_planes import MOST_CHANNELS, quantize_planes
 from tvm_mpq.kernels.spec import TileLookup, default_tiles
 from tvm_mpq.quantization.grid import Grid
 from tvm_mpq.quantization.storage import Expansion
@@ -135,7 +136,8 @@ class Emitter:
             function = make(tensor.shape, dtype)
             return self.kernel(function, make.__name__, [held], shape, dtype, f"{held.name}_{layout}")
         if dtype == "uint8" and layout == "pixels" and held_layout == "plain" and not tensor.same_order():
-            function = elementwise.quantize_to_pixels(tensor.shape)
+            few = tensor.shape[1] <= MOST_CHANNELS and not self.gpu
+            function = (quantize_planes if few else elementwise.quantize_to_pixels)(tensor.shape)
             arguments = [held, *quantize_arguments(tensor)]
             return self.kernel(function, "quantize_to_pixels", arguments, shape, dtype, f"{held.name}_q")
         if held_layout != layout:
