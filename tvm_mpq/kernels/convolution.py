@@ -25,7 +25,7 @@ from tvm.tirx import Buffer, Expr, PrimFunc
 from tvm_mpq.kernels import neon
 from tvm_mpq.kernels.intrinsic import Intrinsic
 from tvm_mpq.kernels.narrow_weights import stored_dtype, to_bfloat16, widened
-from tvm_mpq.kernels.requantize import requantize
+from tvm_mpq.kernels.requantize import Unit, requantize
 from tvm_mpq.kernels.starting_value import start_with
 from tvm_mpq.kernels.tensor_intrinsics import nibble
 
@@ -159,10 +159,11 @@ def convolution(
         value = weight[g, n, k, word, lane, within]
         return value.astype("int32") if integer else widened(value, intrinsic.weight)
 
-    arm64 = intrinsic.family in neon.ARM64
-    # A register costs as much to copy as to clear. Not where products are added in int16 first: LLVM then makes one
-    # chain after the other, in 30 cycles instead of 24. Sums of floats would be rounded in another order.
-    starts_with_bias = intrinsic.family in neon.DOTS
+    unit: Unit | None = "neon" if intrinsic.family in neon.ARM64 else "avx2" if intrinsic.is_avx2 else None
+    # A register costs as much to copy as to clear. Not where LLVM may reorder products that are added in int16 first:
+    # it then makes one chain after the other, in 30 cycles instead of 24. Sums of floats would be rounded in another
+    # order.
+    starts_with_bias = intrinsic.family in neon.DOTS or intrinsic.from_memory
 
     def product(g: Expr, m: Expr, n: Expr, lane: Expr) -> Expr:
         staged = stage[g, m, k * group + inner]
@@ -185,8 +186,10 @@ def convolution(
         value = acc[g, m, n, lane] if starts_with_bias else acc[g, m, n, lane] + bias[g, n, lane]
         if out.dtype != "uint8":
             return activate(value.astype("float32") * multiplier[g, n, lane], out)
-        code = requantize(value, multiplier[g, n, lane], grid[1], arm64)
-        return addition.element(code, m, n * lanes + lane, arm64) if addition is not None else code
+        # LLVM clips what is added to in 32 bits, without packing it.
+        first = None if addition is not None and unit == "avx2" else unit
+        code = requantize(value, multiplier[g, n, lane], grid[1], first)
+        return addition.element(code, m, n * lanes + lane, unit) if addition is not None else code
 
     addition = Addition.placeholders(shape.rows, shape.out_channels) if adds else None
     finished = te.compute(acc.shape, finish, "finished")
@@ -233,12 +236,12 @@ class Addition:
         """In the order that a kernel takes them."""
         return [self.other, self.factors, self.multiplier, self.grid]
 
-    def element(self, code: Expr, m: Expr, channel: Expr, arm64: bool = False) -> Expr:
+    def element(self, code: Expr, m: Expr, channel: Expr, unit: Unit | None = None) -> Expr:
         """The sum's code where the convolution's is ``code``."""
         total = (
             code.astype("int32") * self.factors[0] + self.other[m, channel].astype("int32") * self.factors[1]
         )
-        return requantize(total + self.factors[2], self.multiplier[0], self.grid[1], arm64)
+        return requantize(total + self.factors[2], self.multiplier[0], self.grid[1], unit)
 
 
 def activate(value: Expr, out: Output) -> Expr:

@@ -88,7 +88,7 @@ def depthwise(
             return activate(scaled + bias[k], out)
         value = acc[n, h, w, k] if starts_with_bias else acc[n, h, w, k] + bias[k]
         if out.dtype == "uint8":
-            return requantize(value, multiplier[k], grid[1], neon)
+            return requantize(value, multiplier[k], grid[1], "neon" if neon else None)
         return activate(value.astype("float32") * multiplier[k], out)
 
     finished = te.compute(dims, finish, "finished")

@@ -55,6 +55,11 @@ class Intrinsic:
         return register(self._step(self.family))
 
     @property
+    def is_avx2(self) -> bool:
+        """Whether results are int32 in AVX2's registers."""
+        return self.lanes == 8 and self.family in ("pmaddubsw", "pmaddwd", "vpdpbusd")
+
+    @property
     def from_memory(self) -> bool:
         """Whether each multiplication of the step reads its weights from memory."""
         return self.family == "pmaddubsw" and self._step(self.family).from_memory

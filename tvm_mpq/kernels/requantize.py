@@ -7,11 +7,16 @@ multiply-add (a float addition after the multiplication could be). The zero-poin
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 from tvm import te, tirx
 from tvm.tirx import Expr
 
+from tvm_mpq.kernels.avx2_requantize import avx2_requantize
 from tvm_mpq.kernels.neon_requantize import neon_requantize
 
+Unit: TypeAlias = Literal["neon", "avx2"]
+"""Vector units whose instructions LLVM does not find for itself."""
 _LIMIT = 2.0**30
 
 
@@ -28,10 +33,10 @@ def saturate(q: Expr) -> Expr:
     return te.max(te.min(q, tirx.const(255, "int32")), tirx.const(0, "int32")).astype("uint8")
 
 
-def requantize(accumulator: Expr, multiplier: Expr, zero_point: Expr, neon: bool = False) -> Expr:
-    """int32 accumulator (bias included) → uint8 on the output grid; ``neon``: in instructions of 64-bit ARM."""
-    if neon:
-        return neon_requantize(accumulator, multiplier, zero_point)
+def requantize(accumulator: Expr, multiplier: Expr, zero_point: Expr, unit: Unit | None = None) -> Expr:
+    """int32 accumulator (bias included) → uint8 on the output grid; ``unit``: in the instructions of one."""
+    if unit is not None:
+        return {"neon": neon_requantize, "avx2": avx2_requantize}[unit](accumulator, multiplier, zero_point)
     return saturate(round_to_int(accumulator.astype("float32") * multiplier) + zero_point)
 
 
