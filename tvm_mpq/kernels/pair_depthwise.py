@@ -22,13 +22,12 @@ from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
-from tvm.tirx import Buffer, Expr, PrimFunc
+from tvm.tirx import Expr, PrimFunc
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, activate
 from tvm_mpq.kernels.emit import When
 from tvm_mpq.kernels.emitting import argument, program, scratch, store
 from tvm_mpq.kernels.tensor_intrinsics import PMADDWD, call_llvm
-from tvm_mpq.kernels.tiles import shared_evenly
 
 _PACKSSDW = {8: "llvm.x86.avx2.packssdw", 16: "llvm.x86.avx512.packssdw.512"}
 _STAGE_BYTES = 32 * 1024
@@ -48,7 +47,11 @@ def pair_lanes(shape: ConvolutionShape, lanes: int) -> int | None:
 
     Each channel is read by one output, and rows of a window are neighbours. Wide vectors have to waste few channels.
     """
-    if shape.in_channels != shape.out_channels or shape.dilation != (1, 1) or shape.kernel[0] * shape.kernel[1] > 64:
+    if (
+        shape.in_channels != shape.out_channels
+        or shape.dilation != (1, 1)
+        or shape.kernel[0] * shape.kernel[1] > 64
+    ):
         return None
     channels = shape.out_channels
     for fewer in (16, 8):
@@ -80,6 +83,10 @@ def _period(shape: ConvolutionShape) -> int:
 def _pairs(shape: ConvolutionShape, index: int) -> int:
     """Pairs that the window of an output row touches; ``index`` says which row of a period."""
     return -(-(_phase(shape, index) + shape.kernel[0]) // 2)
+
+
+def _most_pairs(shape: ConvolutionShape) -> int:
+    return max(_pairs(shape, index) for index in range(_period(shape)))
 
 
 def _phase(shape: ConvolutionShape, index: int) -> int:
@@ -126,11 +133,11 @@ class _Program:
     def _task(self, first: Expr, image: Expr, top: Expr) -> None:
         """Output rows from ``top`` on of the block of channels from ``first`` on."""
         s, rows, period = self.shape, self.tile.rows, _period(self.shape)
-        self.stage = scratch(_staged_pairs(s, rows) * _line(s) * 2 * self.channels, "int16")
-        most = max(_pairs(s, index) for index in range(period))
-        self.taps = scratch(period * most * s.kernel[1] * 2 * self.channels, "int16")
-        self.start = scratch(self.channels, "int32")
-        self.scale = scratch(self.channels, "float32")
+        # Vectors by number, in one buffer, as it is too large for the stack, where vectors lie across cache lines.
+        self.first_tap = _staged_pairs(s, rows) * _line(s) * 2
+        self.first_start = self.first_tap + period * _most_pairs(s) * s.kernel[1] * 2
+        self.first_scale, self.first_rounded = self.first_start + 2, self.first_start + 4
+        self.memory = scratch((self.first_rounded + self.tile.columns) * self.channels, "int16")
         self._arrange_parameters(first)
         self._pad(first, image, top)
         with T.serial(0, -(-rows // period)) as turn:
@@ -139,39 +146,46 @@ class _Program:
                 with When([row < rows] if index and rows % period else []):
                     self._row(index, row, first, T.bind((image * s.out_height + top + row) * s.out_width))
 
+    def _load(self, number: Expr | int, dtype: str = "int16") -> Expr:
+        """Vector ``number`` of the task's memory."""
+        vector = self.memory[T.ramp(number * self.channels, 1, self.channels)]
+        return vector if dtype == "int16" else T.reinterpret(vector, dtype=f"{dtype}x{self.lanes}")
+
+    def _save(self, number: Expr | int, vector: Expr) -> None:
+        vector = T.reinterpret(vector, dtype=f"int16x{self.channels}")
+        store(self.memory, [T.ramp(number * self.channels, 1, self.channels)], vector)
+
     def _arrange_parameters(self, first: Expr) -> None:
         """Weights in pairs, bias and multiplier, in the order of the vectors' channels."""
         s = self.shape
         channels = T.ramp(first, 1, self.channels)
         none = T.broadcast(T.int16(0), self.channels)
-        for index in range(_period(s)):
-            for pair in range(_pairs(s, index)):
-                for column in range(s.kernel[1]):
+        for column in range(s.kernel[1]):
+            taps = [
+                T.bind(T.cast(self.weight[r, column, channels], f"int16x{self.channels}"))
+                for r in range(s.kernel[0])
+            ]
+            for index in range(_period(s)):
+                for pair in range(_pairs(s, index)):
                     rows = [2 * pair + j - _phase(s, index) for j in range(2)]
-                    taps = [
-                        T.cast(self.weight[r, column, channels], f"int16x{self.channels}")
-                        if 0 <= r < s.kernel[0]
-                        else none
-                        for r in rows
-                    ]
-                    self._store_pairs(self.taps, self._tap(index, pair, column), taps)
-        for source, target in ((self.bias, self.start), (self.multiplier, self.scale)):
-            values = source[channels]
+                    both = [taps[r] if 0 <= r < s.kernel[0] else none for r in rows]
+                    self._save_pairs(self._tap(index, pair, column), both)
+        for source, place in ((self.bias, self.first_start), (self.multiplier, self.first_scale)):
+            values = T.bind(source[channels])
             for vector in range(2):
                 lanes = [8 * (lane // 4) + 4 * vector + lane % 4 for lane in range(self.lanes)]
-                store(target, [T.ramp(vector * self.lanes, 1, self.lanes)], _shuffle([values], lanes))
+                self._save(place + vector, _shuffle([values], lanes))
 
     def _tap(self, index: int, pair: int, column: int) -> int:
-        most = max(_pairs(self.shape, each) for each in range(_period(self.shape)))
-        return (index * most + pair) * self.shape.kernel[1] + column
+        """The number of the first of two vectors."""
+        return self.first_tap + ((index * _most_pairs(self.shape) + pair) * self.shape.kernel[1] + column) * 2
 
-    def _store_pairs(self, target: Buffer, place: Expr | int, rows: list[Expr]) -> None:
-        """Interleave two vectors of a block's channels, int16, into both vectors at number ``place``."""
+    def _save_pairs(self, number: Expr | int, rows: list[Expr]) -> None:
+        """Interleave two vectors of a block's channels, int16, into the vectors ``number`` and the next."""
         for vector in range(2):
             inside = [8 * quad + 4 * vector + i for quad in range(self.lanes // 4) for i in range(4)]
             lanes = [self.channels * row + lane for lane in inside for row in range(2)]
-            at = (place * 2 + vector) * self.channels
-            store(target, [T.ramp(at, 1, self.channels)], _shuffle(rows, lanes))
+            self._save(number + vector, _shuffle(rows, lanes))
 
     def _pad(self, first: Expr, image: Expr, top: Expr) -> None:
         """The task's input in pairs of rows, with the zero-point outside of the image."""
@@ -185,7 +199,7 @@ class _Program:
             for begin, end in ((0, left), (right, line)):
                 if begin < end:
                     with T.serial(begin, end) as w:
-                        self._store_pairs(self.stage, pair * line + w, [fill, fill])
+                        self._save_pairs((pair * line + w) * 2, [fill, fill])
 
             def copy(inside: list[bool]) -> None:
                 with T.serial(left, right) as w:
@@ -194,7 +208,7 @@ class _Program:
                         at = (image * s.height + row + j) * s.width + w - left
                         pixel = self._widened(self.x[at, T.ramp(first, 1, self.channels)])
                         rows.append(T.bind(pixel) if inside[j] else fill)
-                    self._store_pairs(self.stage, pair * line + w, rows)
+                    self._save_pairs((pair * line + w) * 2, rows)
 
             if left < right:
                 _cases([tirx.all(row + j >= 0, row + j < s.height) for j in range(2)], copy)
@@ -216,31 +230,39 @@ class _Program:
             self._tile(index, pair, tirx.const(whole * columns, "int32"), rest, first, line)
 
     def _tile(self, index: int, pair: Expr, left: Expr, columns: int, first: Expr, line: Expr) -> None:
+        """``columns`` results: the sums of one vector of each are in registers at a time."""
+        for column, value in enumerate(self._scaled(0, index, pair, left, columns)):
+            self._save(self.first_rounded + column, self._rounded(value))
+        for column, value in enumerate(self._scaled(1, index, pair, left, columns)):
+            both = [self._load(self.first_rounded + column, self._kept), self._rounded(value)]
+            store(self.result, [line + left + column, T.ramp(first, 1, self.channels)], self._finish(both))
+
+    def _scaled(self, vector: int, index: int, pair: Expr, left: Expr, columns: int) -> Iterator[Expr]:
+        """The sums of vector number ``vector`` of each column, as float32 times the multiplier."""
         s, lanes = self.shape, self.lanes
-        acc = scratch(columns * self.channels, "int32")
-
-        def at(column: int, vector: int) -> Expr:
-            return T.ramp((column * 2 + vector) * lanes, 1, lanes)
-
-        for vector in range(2):
-            for column in range(columns):
-                store(acc, [at(column, vector)], self.start[T.ramp(vector * lanes, 1, lanes)])
+        acc = scratch(columns * lanes, "int32")
+        places = [T.ramp(column * lanes, 1, lanes) for column in range(columns)]
+        for place in places:
+            store(acc, [place], self._load(self.first_start + vector, "int32"))
         for p in range(_pairs(s, index)):
-            for vector in range(2):
-                for w in range((columns - 1) * s.stride[1] + s.kernel[1]):
-                    place = (pair + p) * _line(s) + left * s.stride[1] + w
-                    read = self.stage[T.ramp((place * 2 + vector) * self.channels, 1, self.channels)]
-                    for column, tap in _windows(w, columns, s):
-                        number = self._tap(index, p, tap) * 2 + vector
-                        taps = self.taps[T.ramp(number * self.channels, 1, self.channels)]
-                        product = call_llvm(PMADDWD[lanes], f"int32x{lanes}", read, taps)
-                        store(acc, [at(column, vector)], acc[at(column, vector)] + product)
-        for column in range(columns):
-            vectors = [
-                T.cast(acc[at(column, v)], f"float32x{lanes}") * self.scale[T.ramp(v * lanes, 1, lanes)]
-                for v in range(2)
-            ]
-            store(self.result, [line + left + column, T.ramp(first, 1, self.channels)], self._finish(vectors))
+            for w in range((columns - 1) * s.stride[1] + s.kernel[1]):
+                read = self._load(((pair + p) * _line(s) + left * s.stride[1] + w) * 2 + vector)
+                for column, tap in _windows(w, columns, s):
+                    taps = self._load(self._tap(index, p, tap) + vector)
+                    product = call_llvm(PMADDWD[lanes], f"int32x{lanes}", read, taps)
+                    store(acc, [places[column]], _in_order(acc[places[column]] + product, lanes))
+        for place in places:
+            yield T.cast(acc[place], f"float32x{lanes}") * self._load(self.first_scale + vector, "float32")
+
+    @property
+    def _kept(self) -> str:
+        """The dtype of what waits for the other vector."""
+        return "int32" if self.out.dtype == "uint8" else "float32"
+
+    def _rounded(self, value: Expr) -> Expr:
+        if self.out.dtype != "uint8":
+            return value
+        return tirx.call_llvm_pure_intrin(f"int32x{self.lanes}", "llvm.lrint", value)
 
     def _finish(self, vectors: list[Expr]) -> Expr:
         """A block of results in the order of channels.
@@ -250,16 +272,24 @@ class _Program:
         """
         lanes, channels = self.lanes, self.channels
         if self.out.dtype != "uint8":
-            order = [
-                lanes * v + 4 * quad + i for quad in range(lanes // 4) for v in range(2) for i in range(4)
-            ]
+            order = [lanes * v + 4 * q + i for q in range(lanes // 4) for v in range(2) for i in range(4)]
             return activate(_shuffle(vectors, order), self.out)
-        rounded = [tirx.call_llvm_pure_intrin(f"int32x{lanes}", "llvm.lrint", v) for v in vectors]
-        narrow = call_llvm(_PACKSSDW[lanes], f"int16x{channels}", *rounded)
+        narrow = call_llvm(_PACKSSDW[lanes], f"int16x{channels}", *vectors)
         zero_point = T.broadcast(T.cast(self.grid[1], "int16"), channels)
         code = call_llvm("llvm.sadd.sat", f"int16x{channels}", narrow, zero_point)
         low, high = (T.broadcast(T.int16(bound), channels) for bound in (0, 255))
         return T.cast(tirx.max(tirx.min(code, high), low), f"uint8x{channels}")
+
+
+def _in_order(sums: Expr, lanes: int) -> Expr:
+    """The same int32, which LLVM takes for floats at this point: it would add products to each other first.
+
+    That keeps more values than there are registers.
+    """
+    fenced = call_llvm(
+        "llvm.arithmetic.fence", f"float32x{lanes}", T.reinterpret(sums, dtype=f"float32x{lanes}")
+    )
+    return T.reinterpret(fenced, dtype=f"int32x{lanes}")
 
 
 def _cases(conditions: list[Expr], emit: Callable[[list[bool]], None], known: tuple[bool, ...] = ()) -> None:
