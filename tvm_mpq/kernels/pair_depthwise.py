@@ -28,10 +28,15 @@ from tvm_mpq.kernels.convolution import ConvolutionShape, Output, activate
 from tvm_mpq.kernels.emit import When
 from tvm_mpq.kernels.emitting import argument, program, scratch, store
 from tvm_mpq.kernels.tensor_intrinsics import PMADDWD, call_llvm
+from tvm_mpq.kernels.tiles import shared_evenly
 
 _PACKSSDW = {8: "llvm.x86.avx2.packssdw", 16: "llvm.x86.avx512.packssdw.512"}
-_STAGE_BYTES = 32 * 1024
-_MOST_STAGE_BYTES = 2**17
+_INPUT_BYTES = 256 * 1024
+"""Of the tasks of the same rows: what stays in the second cache."""
+_TILE_COST = 8
+"""Instructions that a tile of columns begins with."""
+_LEAST_MEMORY = 1024
+"""Elements of a task's memory; less would be on the stack."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,47 @@ def pair_depthwise(shape: ConvolutionShape, out: Output, lanes: int, tile: PairD
 
 
 def default_pair_tile(shape: ConvolutionShape, lanes: int, registers: int) -> PairDepthwiseTile:
-    """The tile."""
-    return PairDepthwiseTile(min(4, shape.out_width), shape.out_height)
+    """Columns of the fewest instructions a row, and as many rows as leave the input in the cache for other blocks."""
+    return min(
+        pair_tiles(shape, lanes, registers),
+        key=lambda tile: (_instructions(shape, tile.columns), _staging(shape, tile.rows)),
+    )
+
+
+def _instructions(shape: ConvolutionShape, columns: int) -> float:
+    """For an output row of one vector, without what no tile changes: loads, and what a column tile begins with."""
+    tiles = [columns] * (shape.out_width // columns)
+    tiles += [shape.out_width % columns] if shape.out_width % columns else []
+    taps = _most_pairs(shape) * shape.kernel[1]
+    reads = [_most_pairs(shape) * ((count - 1) * shape.stride[1] + shape.kernel[1]) for count in tiles]
+    return sum(reads) + len(tiles) * (taps + _TILE_COST)
+
+
+def _staging(shape: ConvolutionShape, rows: int) -> float:
+    """Staged pairs an output row, those that come from a farther cache counted twice."""
+    pairs, size = staged_pairs(shape, rows), task_input(shape, rows)
+    return pairs * (1 + max(0.0, 1 - _INPUT_BYTES / size)) / rows
+
+
+def pair_tiles(shape: ConvolutionShape, lanes: int, registers: int) -> list[PairDepthwiseTile]:
+    """Every tile whose sums fit the registers beside a row of weights, and whose input fits the cache."""
+    most = max(1, registers - 3 - shape.kernel[1])
+    blocks = -(-shape.out_channels // (2 * lanes))
+    return shared_evenly(
+        (shape.batch * shape.out_height // rows * blocks, PairDepthwiseTile(columns, rows))
+        for columns in range(1, min(most, shape.out_width) + 1)
+        for rows in _divisors(shape.out_height)
+    )
+
+
+def staged_pairs(shape: ConvolutionShape, rows: int) -> int:
+    """Pairs of rows that a task of ``rows`` output rows stages."""
+    return -(-((rows - 1) * shape.stride[0] + shape.kernel[0]) // 2)
+
+
+def task_input(shape: ConvolutionShape, rows: int) -> int:
+    """Bytes of the input of all channels that the tasks of ``rows`` output rows read, one block after the other."""
+    return 2 * staged_pairs(shape, rows) * shape.width * shape.in_channels
 
 
 def _divisors(value: int) -> list[int]:
@@ -93,8 +137,10 @@ def _phase(shape: ConvolutionShape, index: int) -> int:
     return index * shape.stride[0] % 2
 
 
-def _staged_pairs(shape: ConvolutionShape, rows: int) -> int:
-    return -(-((rows - 1) * shape.stride[0] + shape.kernel[0]) // 2)
+def _turn(shape: ConvolutionShape) -> tuple[int, int]:
+    """How many pairs the windows of a period of rows touch, and how many further those of the next period begin."""
+    period, stride = _period(shape), shape.stride[0]
+    return max(i * stride // 2 + _pairs(shape, i) for i in range(period)), period * stride // 2
 
 
 def _line(shape: ConvolutionShape) -> int:
@@ -131,20 +177,37 @@ class _Program:
         return builder.get()
 
     def _task(self, first: Expr, image: Expr, top: Expr) -> None:
-        """Output rows from ``top`` on of the block of channels from ``first`` on."""
+        """Output rows from ``top`` on of the block of channels from ``first`` on.
+
+        The pairs that a period of rows touches stay; the next one's new pairs take the places of those behind it.
+        """
         s, rows, period = self.shape, self.tile.rows, _period(self.shape)
+        kept, step = _turn(s)
         # Vectors by number, in one buffer, as it is too large for the stack, where vectors lie across cache lines.
-        self.first_tap = _staged_pairs(s, rows) * _line(s) * 2
+        self.first_tap = kept * _line(s) * 2
         self.first_start = self.first_tap + period * _most_pairs(s) * s.kernel[1] * 2
         self.first_scale, self.first_rounded = self.first_start + 2, self.first_start + 4
-        self.memory = scratch((self.first_rounded + self.tile.columns) * self.channels, "int16")
+        length = (self.first_rounded + self.tile.columns) * self.channels
+        self.memory = scratch(max(length, _LEAST_MEMORY), "int16")
         self._arrange_parameters(first)
-        self._pad(first, image, top)
+        self.fill = T.bind(T.broadcast(T.cast(self.grid[0], "int16"), self.channels))
+        self._pad_columns(kept)
+        if kept > step:
+            with T.serial(0, kept - step) as pair:
+                self._stage(pair, first, image, top)
         with T.serial(0, -(-rows // period)) as turn:
+            with T.serial(max(0, kept - step), kept) as pair:
+                self._stage(turn * step + pair, first, image, top)
             for index in range(period):
                 row = T.bind(turn * period + index)
                 with When([row < rows] if index and rows % period else []):
-                    self._row(index, row, first, T.bind((image * s.out_height + top + row) * s.out_width))
+                    begin = turn * step + index * s.stride[0] // 2
+                    pairs = [self._place(begin + p) for p in range(_pairs(s, index))]
+                    self._row(index, pairs, first, T.bind((image * s.out_height + top + row) * s.out_width))
+
+    def _place(self, pair: Expr) -> Expr:
+        """The number of the first vector of a staged pair."""
+        return T.bind(pair % _turn(self.shape)[0] * (_line(self.shape) * 2))
 
     def _load(self, number: Expr | int, dtype: str = "int16") -> Expr:
         """Vector ``number`` of the task's memory."""
@@ -187,66 +250,74 @@ class _Program:
             lanes = [self.channels * row + lane for lane in inside for row in range(2)]
             self._save(number + vector, _shuffle(rows, lanes))
 
-    def _pad(self, first: Expr, image: Expr, top: Expr) -> None:
-        """The task's input in pairs of rows, with the zero-point outside of the image."""
-        s, line = self.shape, _line(self.shape)
-        above, left = s.padding[:2]
-        left = min(left, line)
-        right = min(left + s.width, line)
-        fill = T.bind(T.broadcast(T.cast(self.grid[0], "int16"), self.channels))
-        with T.serial(0, _staged_pairs(s, self.tile.rows)) as pair:
-            row = T.bind(top * s.stride[0] - above + 2 * pair)
-            for begin, end in ((0, left), (right, line)):
-                if begin < end:
-                    with T.serial(begin, end) as w:
-                        self._save_pairs((pair * line + w) * 2, [fill, fill])
+    def _pad_columns(self, kept: int) -> None:
+        """Set the columns beside the image, which no pair changes, to the zero-point."""
+        line, (left, right) = _line(self.shape), self._columns
+        for begin, end in ((0, left), (right, line)):
+            if begin < end:
+                with T.serial(0, kept) as place, T.serial(begin, end) as w:
+                    self._save_pairs((place * line + w) * 2, [self.fill, self.fill])
 
-            def copy(inside: list[bool]) -> None:
-                with T.serial(left, right) as w:
-                    rows = []
-                    for j in range(2):
-                        at = (image * s.height + row + j) * s.width + w - left
-                        pixel = self._widened(self.x[at, T.ramp(first, 1, self.channels)])
-                        rows.append(T.bind(pixel) if inside[j] else fill)
-                    self._save_pairs((pair * line + w) * 2, rows)
+    @property
+    def _columns(self) -> tuple[int, int]:
+        """Where the image begins and ends in a staged pair."""
+        line, left = _line(self.shape), self.shape.padding[1]
+        return min(left, line), min(left + self.shape.width, line)
 
-            if left < right:
-                _cases([tirx.all(row + j >= 0, row + j < s.height) for j in range(2)], copy)
+    def _stage(self, pair: Expr, first: Expr, image: Expr, top: Expr) -> None:
+        """Interleave the rows of a pair of the task, those outside of the image being the zero-point."""
+        s, (left, right) = self.shape, self._columns
+        place = self._place(pair)
+        row = T.bind(top * s.stride[0] - s.padding[0] + 2 * pair)
+
+        def copy(inside: list[bool]) -> None:
+            with T.serial(left, right) as w:
+                rows = []
+                for j in range(2):
+                    at = (image * s.height + row + j) * s.width + w - left
+                    pixel = self._widened(self.x[at, T.ramp(first, 1, self.channels)])
+                    rows.append(T.bind(pixel) if inside[j] else self.fill)
+                self._save_pairs(place + w * 2, rows)
+
+        if left < right:
+            _cases([tirx.all(row + j >= 0, row + j < s.height) for j in range(2)], copy)
 
     def _widened(self, pixel: Expr) -> Expr:
-        """Bytes with zeros between them; as a cast, LLVM would rather interleave bytes and widen those, which takes more."""
+        """Bytes with zeros between them.
+
+        As a cast, LLVM would rather interleave bytes and widen those, which takes more.
+        """
         zeros = T.broadcast(T.uint8(0), self.channels)
         lanes = [half * self.channels + lane for lane in range(self.channels) for half in range(2)]
         return T.reinterpret(_shuffle([pixel, zeros], lanes), dtype=f"int16x{self.channels}")
 
-    def _row(self, index: int, row: Expr, first: Expr, line: Expr) -> None:
-        """An output row, whose results begin at pixel ``line``; ``index`` says which of a period."""
+    def _row(self, index: int, pairs: list[Expr], first: Expr, line: Expr) -> None:
+        """An output row, whose results begin at pixel ``line``, from staged ``pairs``; ``index``: of a period."""
         s, columns = self.shape, self.tile.columns
-        pair = T.bind(row * s.stride[0] // 2)
         whole, rest = divmod(s.out_width, columns)
         with T.serial(0, whole) as part:
-            self._tile(index, pair, T.bind(part * columns), columns, first, line)
+            self._tile(index, pairs, T.bind(part * columns), columns, first, line)
         if rest:
-            self._tile(index, pair, tirx.const(whole * columns, "int32"), rest, first, line)
+            self._tile(index, pairs, tirx.const(whole * columns, "int32"), rest, first, line)
 
-    def _tile(self, index: int, pair: Expr, left: Expr, columns: int, first: Expr, line: Expr) -> None:
+    def _tile(self, index: int, pairs: list[Expr], left: Expr, columns: int, first: Expr, line: Expr) -> None:
         """``columns`` results: the sums of one vector of each are in registers at a time."""
-        for column, value in enumerate(self._scaled(0, index, pair, left, columns)):
+        for column, value in enumerate(self._scaled(0, index, pairs, left, columns)):
             self._save(self.first_rounded + column, self._rounded(value))
-        for column, value in enumerate(self._scaled(1, index, pair, left, columns)):
+        for column, value in enumerate(self._scaled(1, index, pairs, left, columns)):
             both = [self._load(self.first_rounded + column, self._kept), self._rounded(value)]
             store(self.result, [line + left + column, T.ramp(first, 1, self.channels)], self._finish(both))
 
-    def _scaled(self, vector: int, index: int, pair: Expr, left: Expr, columns: int) -> Iterator[Expr]:
+    def _scaled(self, vector: int, index: int, pairs: list[Expr], left: Expr, columns: int) -> Iterator[Expr]:
         """The sums of vector number ``vector`` of each column, as float32 times the multiplier."""
         s, lanes = self.shape, self.lanes
         acc = scratch(columns * lanes, "int32")
         places = [T.ramp(column * lanes, 1, lanes) for column in range(columns)]
         for place in places:
             store(acc, [place], self._load(self.first_start + vector, "int32"))
-        for p in range(_pairs(s, index)):
+        for p, pair in enumerate(pairs):
             for w in range((columns - 1) * s.stride[1] + s.kernel[1]):
-                read = self._load(((pair + p) * _line(s) + left * s.stride[1] + w) * 2 + vector)
+                read = self._load(pair + (left * s.stride[1] + w) * 2 + vector)
                 for column, tap in _windows(w, columns, s):
                     taps = self._load(self._tap(index, p, tap) + vector)
                     product = call_llvm(PMADDWD[lanes], f"int32x{lanes}", read, taps)
