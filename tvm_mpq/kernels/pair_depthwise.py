@@ -129,6 +129,12 @@ def _pairs(shape: ConvolutionShape, index: int) -> int:
     return -(-(_phase(shape, index) + shape.kernel[0]) // 2)
 
 
+def mean_pairs(shape: ConvolutionShape) -> float:
+    """Pairs of rows that the window of an output row touches, on average."""
+    period = _period(shape)
+    return sum(_pairs(shape, index) for index in range(period)) / period
+
+
 def _most_pairs(shape: ConvolutionShape) -> int:
     return max(_pairs(shape, index) for index in range(_period(shape)))
 
