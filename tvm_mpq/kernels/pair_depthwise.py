@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -32,7 +33,13 @@ from tvm_mpq.kernels.tiles import shared_evenly
 
 _PACKSSDW = {8: "llvm.x86.avx2.packssdw", 16: "llvm.x86.avx512.packssdw.512"}
 _INPUT_BYTES = 256 * 1024
-"""Of the tasks of the same rows: what stays in the second cache."""
+"""What stays in the second cache."""
+_NEAR_MEMORY, _MOST_MEMORY = 32 * 1024, 112 * 1024
+"""Of a task, in bytes: what stays in the first cache, and the most."""
+_SHARING = 6
+"""Blocks beyond which cache lines of the input are hardly read less often."""
+_TASKS = 4
+"""For a few threads."""
 _TILE_COST = 8
 """Instructions that a tile of columns begins with."""
 _LEAST_MEMORY = 1024
@@ -41,10 +48,14 @@ _LEAST_MEMORY = 1024
 
 @dataclass(frozen=True)
 class PairDepthwiseTile:
-    """``columns`` results of a block of channels are kept in registers; a parallel task makes ``rows`` output rows."""
+    """``columns`` results of a vector are kept in registers.
+
+    A parallel task makes ``rows`` output rows of ``blocks`` blocks of channels, whose input it stages together.
+    """
 
     columns: int
     rows: int
+    blocks: int = 1
 
 
 def pair_lanes(shape: ConvolutionShape, lanes: int) -> int | None:
@@ -72,11 +83,34 @@ def pair_depthwise(shape: ConvolutionShape, out: Output, lanes: int, tile: PairD
 
 
 def default_pair_tile(shape: ConvolutionShape, lanes: int, registers: int) -> PairDepthwiseTile:
-    """Columns of the fewest instructions a row, and as many rows as leave the input in the cache for other blocks."""
-    return min(
-        pair_tiles(shape, lanes, registers),
-        key=lambda tile: (_instructions(shape, tile.columns), _staging(shape, tile.rows)),
-    )
+    """Columns of the fewest instructions a row, blocks that share cache lines, rows of little staging, some tasks.
+
+    Blocks whose memory stays in the first cache; of an input that comes from farther than the second one, more.
+    """
+    far = shape.height * shape.width * shape.in_channels > _INPUT_BYTES
+    fitting = [1, *_fitting_blocks(shape, lanes, _MOST_MEMORY if far else _NEAR_MEMORY)]
+    blocks = max(count for count in fitting if far or count <= _SHARING)
+
+    def cost(tile: PairDepthwiseTile) -> tuple[float, ...]:
+        return (
+            _instructions(shape, tile.columns),
+            max(tile.blocks, blocks) / min(tile.blocks, blocks),
+            _tasks(shape, lanes, tile.rows, tile.blocks) < _TASKS,
+            _staging(shape, tile.rows),
+        )
+
+    return min(pair_tiles(shape, lanes, registers), key=cost)
+
+
+def _fitting_blocks(shape: ConvolutionShape, lanes: int, most: int) -> list[int]:
+    """How many blocks a task may have whose memory is ``most`` bytes at most."""
+    size = _turn(shape)[0] * _line(shape) * 2 + _period(shape) * _most_pairs(shape) * shape.kernel[1] * 2
+    blocks = -(-shape.out_channels // (2 * lanes))
+    return [count for count in _divisors(blocks) if count * size * lanes * 4 <= most]
+
+
+def _tasks(shape: ConvolutionShape, lanes: int, rows: int, blocks: int) -> int:
+    return shape.batch * (shape.out_height // rows) * (-(-shape.out_channels // (2 * lanes)) // blocks)
 
 
 def _instructions(shape: ConvolutionShape, columns: int) -> float:
@@ -95,13 +129,13 @@ def _staging(shape: ConvolutionShape, rows: int) -> float:
 
 
 def pair_tiles(shape: ConvolutionShape, lanes: int, registers: int) -> list[PairDepthwiseTile]:
-    """Every tile whose sums fit the registers beside a row of weights, and whose input fits the cache."""
-    most = max(1, registers - 3 - shape.kernel[1])
-    blocks = -(-shape.out_channels // (2 * lanes))
+    """Every tile whose sums fit the registers beside a row of weights, and whose memory fits the cache."""
+    most = max(1, min(registers // 2, registers - 3 - shape.kernel[1]))
     return shared_evenly(
-        (shape.batch * shape.out_height // rows * blocks, PairDepthwiseTile(columns, rows))
+        (_tasks(shape, lanes, rows, blocks), PairDepthwiseTile(columns, rows, blocks))
         for columns in range(1, min(most, shape.out_width) + 1)
         for rows in _divisors(shape.out_height)
+        for blocks in dict.fromkeys([1, *_fitting_blocks(shape, lanes, _MOST_MEMORY)])
     )
 
 
@@ -162,7 +196,8 @@ class _Program:
 
     def emit(self) -> PrimFunc:
         s, channels = self.shape, self.shape.out_channels
-        blocks, row_tasks = -(-channels // self.channels), s.out_height // self.tile.rows
+        groups = -(-channels // self.channels) // self.tile.blocks
+        row_tasks = s.out_height // self.tile.rows
         with program() as builder:
             self.x = argument("x", (s.batch * s.height * s.width, channels), "uint8")
             self.weight = argument("weight", (*s.kernel, channels), "int8")
@@ -173,61 +208,71 @@ class _Program:
             with T.sblock("root"):
                 T.reads()
                 T.writes()
-                with T.parallel(0, s.batch * row_tasks * blocks) as task:
-                    first = task % blocks * self.channels
-                    if channels % self.channels:
-                        first = T.min(first, channels - self.channels)
-                    rows = T.bind(task // blocks)
+                with T.parallel(0, s.batch * row_tasks * groups) as task:
+                    self.first_block = T.bind(task % groups * self.tile.blocks)
+                    rows = T.bind(task // groups)
                     image, top = T.bind(rows // row_tasks), T.bind(rows % row_tasks * self.tile.rows)
-                    self._task(T.bind(first), image, top)
+                    self._task(image, top)
         return builder.get()
 
-    def _task(self, first: Expr, image: Expr, top: Expr) -> None:
-        """Output rows from ``top`` on of the block of channels from ``first`` on.
+    def _task(self, image: Expr, top: Expr) -> None:
+        """Output rows from ``top`` on of the task's channels.
 
         The pairs that a period of rows touches stay; the next one's new pairs take the places of those behind it.
         """
         s, rows, period = self.shape, self.tile.rows, _period(self.shape)
         kept, step = _turn(s)
-        # Vectors by number, in one buffer, as it is too large for the stack, where vectors lie across cache lines.
+        # A block's vectors by number; together they are too large for the stack, where they lie across cache lines.
         self.first_tap = kept * _line(s) * 2
         self.first_start = self.first_tap + period * _most_pairs(s) * s.kernel[1] * 2
         self.first_scale, self.first_rounded = self.first_start + 2, self.first_start + 4
-        length = (self.first_rounded + self.tile.columns) * self.channels
-        self.memory = scratch(max(length, _LEAST_MEMORY), "int16")
-        self._arrange_parameters(first)
+        self.of_block = self.first_rounded + self.tile.columns
+        self.memory = scratch(max(self.tile.blocks * self.of_block * self.channels, _LEAST_MEMORY), "int16")
         self.fill = T.bind(T.broadcast(T.cast(self.grid[0], "int16"), self.channels))
-        self._pad_columns(kept)
+        with self._each_block():
+            self._arrange_parameters()
+            self._pad_columns(kept)
         if kept > step:
             with T.serial(0, kept - step) as pair:
-                self._stage(pair, first, image, top)
+                self._stage(pair, image, top)
         with T.serial(0, -(-rows // period)) as turn:
             with T.serial(max(0, kept - step), kept) as pair:
-                self._stage(turn * step + pair, first, image, top)
-            for index in range(period):
-                row = T.bind(turn * period + index)
-                with When([row < rows] if index and rows % period else []):
-                    begin = turn * step + index * s.stride[0] // 2
-                    pairs = [self._place(begin + p) for p in range(_pairs(s, index))]
-                    self._row(index, pairs, first, T.bind((image * s.out_height + top + row) * s.out_width))
+                self._stage(turn * step + pair, image, top)
+            with self._each_block():
+                for index in range(period):
+                    row = T.bind(turn * period + index)
+                    with When([row < rows] if index and rows % period else []):
+                        begin = turn * step + index * s.stride[0] // 2
+                        pairs = [self._place(begin + p) for p in range(_pairs(s, index))]
+                        self._row(index, pairs, T.bind((image * s.out_height + top + row) * s.out_width))
+
+    @contextmanager
+    def _each_block(self) -> Iterator[None]:
+        """Emit what is inside for each of the task's blocks: from channel ``first`` on, its memory from ``base`` on."""
+        with T.serial(0, self.tile.blocks) as block:
+            first = (self.first_block + block) * self.channels
+            if self.shape.out_channels % self.channels:
+                first = T.min(first, self.shape.out_channels - self.channels)
+            self.first, self.base = T.bind(first), T.bind(block * self.of_block)
+            yield
 
     def _place(self, pair: Expr) -> Expr:
         """The number of the first vector of a staged pair."""
         return T.bind(pair % _turn(self.shape)[0] * (_line(self.shape) * 2))
 
     def _load(self, number: Expr | int, dtype: str = "int16") -> Expr:
-        """Vector ``number`` of the task's memory."""
-        vector = self.memory[T.ramp(number * self.channels, 1, self.channels)]
+        """Vector ``number`` of the block's memory."""
+        vector = self.memory[T.ramp((self.base + number) * self.channels, 1, self.channels)]
         return vector if dtype == "int16" else T.reinterpret(vector, dtype=f"{dtype}x{self.lanes}")
 
     def _save(self, number: Expr | int, vector: Expr) -> None:
         vector = T.reinterpret(vector, dtype=f"int16x{self.channels}")
-        store(self.memory, [T.ramp(number * self.channels, 1, self.channels)], vector)
+        store(self.memory, [T.ramp((self.base + number) * self.channels, 1, self.channels)], vector)
 
-    def _arrange_parameters(self, first: Expr) -> None:
+    def _arrange_parameters(self) -> None:
         """Weights in pairs, bias and multiplier, in the order of the vectors' channels."""
         s = self.shape
-        channels = T.ramp(first, 1, self.channels)
+        channels = T.ramp(self.first, 1, self.channels)
         none = T.broadcast(T.int16(0), self.channels)
         for column in range(s.kernel[1]):
             taps = [
@@ -270,18 +315,18 @@ class _Program:
         line, left = _line(self.shape), self.shape.padding[1]
         return min(left, line), min(left + self.shape.width, line)
 
-    def _stage(self, pair: Expr, first: Expr, image: Expr, top: Expr) -> None:
+    def _stage(self, pair: Expr, image: Expr, top: Expr) -> None:
         """Interleave the rows of a pair of the task, those outside of the image being the zero-point."""
         s, (left, right) = self.shape, self._columns
         place = self._place(pair)
         row = T.bind(top * s.stride[0] - s.padding[0] + 2 * pair)
 
         def copy(inside: list[bool]) -> None:
-            with T.serial(left, right) as w:
+            with T.serial(left, right) as w, self._each_block():
                 rows = []
                 for j in range(2):
                     at = (image * s.height + row + j) * s.width + w - left
-                    pixel = self._widened(self.x[at, T.ramp(first, 1, self.channels)])
+                    pixel = self._widened(self.x[at, T.ramp(self.first, 1, self.channels)])
                     rows.append(T.bind(pixel) if inside[j] else self.fill)
                 self._save_pairs(place + w * 2, rows)
 
@@ -297,22 +342,24 @@ class _Program:
         lanes = [half * self.channels + lane for lane in range(self.channels) for half in range(2)]
         return T.reinterpret(_shuffle([pixel, zeros], lanes), dtype=f"int16x{self.channels}")
 
-    def _row(self, index: int, pairs: list[Expr], first: Expr, line: Expr) -> None:
+    def _row(self, index: int, pairs: list[Expr], line: Expr) -> None:
         """An output row, whose results begin at pixel ``line``, from staged ``pairs``; ``index``: of a period."""
         s, columns = self.shape, self.tile.columns
         whole, rest = divmod(s.out_width, columns)
         with T.serial(0, whole) as part:
-            self._tile(index, pairs, T.bind(part * columns), columns, first, line)
+            self._tile(index, pairs, T.bind(part * columns), columns, line)
         if rest:
-            self._tile(index, pairs, tirx.const(whole * columns, "int32"), rest, first, line)
+            self._tile(index, pairs, tirx.const(whole * columns, "int32"), rest, line)
 
-    def _tile(self, index: int, pairs: list[Expr], left: Expr, columns: int, first: Expr, line: Expr) -> None:
+    def _tile(self, index: int, pairs: list[Expr], left: Expr, columns: int, line: Expr) -> None:
         """``columns`` results: the sums of one vector of each are in registers at a time."""
         for column, value in enumerate(self._scaled(0, index, pairs, left, columns)):
             self._save(self.first_rounded + column, self._rounded(value))
         for column, value in enumerate(self._scaled(1, index, pairs, left, columns)):
             both = [self._load(self.first_rounded + column, self._kept), self._rounded(value)]
-            store(self.result, [line + left + column, T.ramp(first, 1, self.channels)], self._finish(both))
+            store(
+                self.result, [line + left + column, T.ramp(self.first, 1, self.channels)], self._finish(both)
+            )
 
     def _scaled(self, vector: int, index: int, pairs: list[Expr], left: Expr, columns: int) -> Iterator[Expr]:
         """The sums of vector number ``vector`` of each column, as float32 times the multiplier."""

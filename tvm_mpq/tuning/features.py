@@ -119,11 +119,13 @@ def _depthwise(spec: KernelSpec, tile: DepthwiseTile) -> list[float]:
 def _pair_depthwise(spec: KernelSpec, tile: PairDepthwiseTile) -> list[float]:
     shape, lanes = spec.shape, spec.pair_lanes
     assert lanes is not None
-    tasks = shape.batch * (shape.out_height // tile.rows) * -(-shape.out_channels // (2 * lanes))
+    groups = -(-shape.out_channels // (2 * lanes)) // tile.blocks
+    tasks = shape.batch * (shape.out_height // tile.rows) * groups
     return [
         tile.columns,
         lanes,
         _log(tile.rows),
+        _log(tile.blocks),
         _log(tasks),
         _log(task_input(shape, tile.rows)),
         staged_pairs(shape, tile.rows) / tile.rows,
