@@ -14,7 +14,7 @@ from test_weight_only import random_weights, spec_of
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
 from tvm_mpq.kernels.depthwise import DepthwiseTile
-from tvm_mpq.kernels.pair_depthwise import PairDepthwiseTile
+from tvm_mpq.kernels.pair_depthwise_tile import PairDepthwiseTile
 from tvm_mpq.kernels.spec import KernelSpec, Tile
 from tvm_mpq.kernels.tiles import ConvolutionTile
 from tvm_mpq.kernels.winograd import WinogradGeometry, WinogradTile

@@ -11,7 +11,7 @@ from tvm_mpq.gpu import CUDA
 from tvm_mpq.kernels import neon
 from tvm_mpq.kernels.cuda.work import cuda_work
 from tvm_mpq.kernels.intrinsic import FLOAT, INTEGER, NEON, Intrinsic
-from tvm_mpq.kernels.pair_depthwise import mean_pairs
+from tvm_mpq.kernels.pair_depthwise_tile import mean_pairs
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.kernels.weight_only import BLOCK, DIGITS, default_weight_only_tile
 

@@ -16,10 +16,8 @@ Where the channels fill no whole blocks, the last one begins earlier and makes s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
@@ -28,164 +26,25 @@ from tvm.tirx import Expr, PrimFunc
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, activate
 from tvm_mpq.kernels.emit import When
 from tvm_mpq.kernels.emitting import argument, program, scratch, store
+from tvm_mpq.kernels.pair_depthwise_tile import (
+    PairDepthwiseTile,
+    most_window_pairs,
+    row_period,
+    staged_columns,
+    turn_pairs,
+    window_pairs,
+    window_phase,
+)
 from tvm_mpq.kernels.tensor_intrinsics import PMADDWD, call_llvm
-from tvm_mpq.kernels.tiles import shared_evenly
 
 _PACKSSDW = {8: "llvm.x86.avx2.packssdw", 16: "llvm.x86.avx512.packssdw.512"}
-_INPUT_BYTES = 256 * 1024
-"""What stays in the second cache."""
-_NEAR_MEMORY, _MOST_MEMORY = 32 * 1024, 112 * 1024
-"""Of a task, in bytes: what stays in the first cache, and the most."""
-_SHARING = 6
-"""Blocks beyond which cache lines of the input are hardly read less often."""
-_TASKS = 4
-"""For a few threads."""
-_TILE_COST = 8
-"""Instructions that a tile of columns begins with."""
 _LEAST_MEMORY = 1024
 """Elements of a task's memory; less would be on the stack."""
 
 
-@dataclass(frozen=True)
-class PairDepthwiseTile:
-    """``columns`` results of a vector are kept in registers.
-
-    A parallel task makes ``rows`` output rows of ``blocks`` blocks of channels, whose input it stages together.
-    """
-
-    columns: int
-    rows: int
-    blocks: int = 1
-
-
-def pair_lanes(shape: ConvolutionShape, lanes: int) -> int | None:
-    """The results of a vector, at most ``lanes``, or None where there is no such kernel.
-
-    Each channel is read by one output, and rows of a window are neighbours. Wide vectors have to waste few channels.
-    """
-    if (
-        shape.in_channels != shape.out_channels
-        or shape.dilation != (1, 1)
-        or shape.kernel[0] * shape.kernel[1] > 64
-    ):
-        return None
-    channels = shape.out_channels
-    for fewer in (16, 8):
-        padded = -(-channels // (2 * fewer)) * 2 * fewer
-        if fewer <= lanes and channels >= 2 * fewer and (fewer == 8 or padded <= 1.25 * channels):
-            return fewer
-    return None
-
-
 def pair_depthwise(shape: ConvolutionShape, out: Output, lanes: int, tile: PairDepthwiseTile) -> PrimFunc:
-    """The kernel; parameters as those of ``depthwise``."""
+    """The kernel; parameters as those of ``depthwise``. Two tasks may write the same bytes where blocks overlap."""
     return _Program(shape, out, lanes, tile).emit()
-
-
-def default_pair_tile(shape: ConvolutionShape, lanes: int, registers: int) -> PairDepthwiseTile:
-    """Columns of the fewest instructions a row, blocks that share cache lines, rows of little staging, some tasks.
-
-    Blocks whose memory stays in the first cache; of an input that comes from farther than the second one, more.
-    """
-    far = shape.height * shape.width * shape.in_channels > _INPUT_BYTES
-    fitting = [1, *_fitting_blocks(shape, lanes, _MOST_MEMORY if far else _NEAR_MEMORY)]
-    blocks = max(count for count in fitting if far or count <= _SHARING)
-
-    def cost(tile: PairDepthwiseTile) -> tuple[float, ...]:
-        return (
-            _instructions(shape, tile.columns),
-            max(tile.blocks, blocks) / min(tile.blocks, blocks),
-            _tasks(shape, lanes, tile.rows, tile.blocks) < _TASKS,
-            _staging(shape, tile.rows),
-        )
-
-    return min(pair_tiles(shape, lanes, registers), key=cost)
-
-
-def _fitting_blocks(shape: ConvolutionShape, lanes: int, most: int) -> list[int]:
-    """How many blocks a task may have whose memory is ``most`` bytes at most."""
-    size = _turn(shape)[0] * _line(shape) * 2 + _period(shape) * _most_pairs(shape) * shape.kernel[1] * 2
-    blocks = -(-shape.out_channels // (2 * lanes))
-    return [count for count in _divisors(blocks) if count * size * lanes * 4 <= most]
-
-
-def _tasks(shape: ConvolutionShape, lanes: int, rows: int, blocks: int) -> int:
-    return shape.batch * (shape.out_height // rows) * (-(-shape.out_channels // (2 * lanes)) // blocks)
-
-
-def _instructions(shape: ConvolutionShape, columns: int) -> float:
-    """For an output row of one vector, without what no tile changes: loads, and what a column tile begins with."""
-    tiles = [columns] * (shape.out_width // columns)
-    tiles += [shape.out_width % columns] if shape.out_width % columns else []
-    taps = _most_pairs(shape) * shape.kernel[1]
-    reads = [_most_pairs(shape) * ((count - 1) * shape.stride[1] + shape.kernel[1]) for count in tiles]
-    return sum(reads) + len(tiles) * (taps + _TILE_COST)
-
-
-def _staging(shape: ConvolutionShape, rows: int) -> float:
-    """Staged pairs an output row, those that come from a farther cache counted twice."""
-    pairs, size = staged_pairs(shape, rows), task_input(shape, rows)
-    return pairs * (1 + max(0.0, 1 - _INPUT_BYTES / size)) / rows
-
-
-def pair_tiles(shape: ConvolutionShape, lanes: int, registers: int) -> list[PairDepthwiseTile]:
-    """Every tile whose sums fit the registers beside a row of weights, and whose memory fits the cache."""
-    most = max(1, min(registers // 2, registers - 3 - shape.kernel[1]))
-    return shared_evenly(
-        (_tasks(shape, lanes, rows, blocks), PairDepthwiseTile(columns, rows, blocks))
-        for columns in range(1, min(most, shape.out_width) + 1)
-        for rows in _divisors(shape.out_height)
-        for blocks in dict.fromkeys([1, *_fitting_blocks(shape, lanes, _MOST_MEMORY)])
-    )
-
-
-def staged_pairs(shape: ConvolutionShape, rows: int) -> int:
-    """Pairs of rows that a task of ``rows`` output rows stages."""
-    return -(-((rows - 1) * shape.stride[0] + shape.kernel[0]) // 2)
-
-
-def task_input(shape: ConvolutionShape, rows: int) -> int:
-    """Bytes of the input of all channels that the tasks of ``rows`` output rows read, one block after the other."""
-    return 2 * staged_pairs(shape, rows) * shape.width * shape.in_channels
-
-
-def _divisors(value: int) -> list[int]:
-    return [d for d in range(1, value + 1) if value % d == 0]
-
-
-def _period(shape: ConvolutionShape) -> int:
-    """After how many output rows windows lie in their pairs as before."""
-    return 2 // math.gcd(2, shape.stride[0])
-
-
-def _pairs(shape: ConvolutionShape, index: int) -> int:
-    """Pairs that the window of an output row touches; ``index`` says which row of a period."""
-    return -(-(_phase(shape, index) + shape.kernel[0]) // 2)
-
-
-def mean_pairs(shape: ConvolutionShape) -> float:
-    """Pairs of rows that the window of an output row touches, on average."""
-    period = _period(shape)
-    return sum(_pairs(shape, index) for index in range(period)) / period
-
-
-def _most_pairs(shape: ConvolutionShape) -> int:
-    return max(_pairs(shape, index) for index in range(_period(shape)))
-
-
-def _phase(shape: ConvolutionShape, index: int) -> int:
-    return index * shape.stride[0] % 2
-
-
-def _turn(shape: ConvolutionShape) -> tuple[int, int]:
-    """How many pairs the windows of a period of rows touch, and how many further those of the next period begin."""
-    period, stride = _period(shape), shape.stride[0]
-    return max(i * stride // 2 + _pairs(shape, i) for i in range(period)), period * stride // 2
-
-
-def _line(shape: ConvolutionShape) -> int:
-    """Columns of a staged pair."""
-    return (shape.out_width - 1) * shape.stride[1] + shape.kernel[1]
 
 
 class _Program:
@@ -220,11 +79,11 @@ class _Program:
 
         The pairs that a period of rows touches stay; the next one's new pairs take the places of those behind it.
         """
-        s, rows, period = self.shape, self.tile.rows, _period(self.shape)
-        kept, step = _turn(s)
+        s, rows, period = self.shape, self.tile.rows, row_period(self.shape)
+        kept, step = turn_pairs(s)
         # A block's vectors by number; together they are too large for the stack, where they lie across cache lines.
-        self.first_tap = kept * _line(s) * 2
-        self.first_start = self.first_tap + period * _most_pairs(s) * s.kernel[1] * 2
+        self.first_tap = kept * staged_columns(s) * 2
+        self.first_start = self.first_tap + period * most_window_pairs(s) * s.kernel[1] * 2
         self.first_scale, self.first_rounded = self.first_start + 2, self.first_start + 4
         self.of_block = self.first_rounded + self.tile.columns
         self.memory = scratch(max(self.tile.blocks * self.of_block * self.channels, _LEAST_MEMORY), "int16")
@@ -243,7 +102,7 @@ class _Program:
                     row = T.bind(turn * period + index)
                     with When([row < rows] if index and rows % period else []):
                         begin = turn * step + index * s.stride[0] // 2
-                        pairs = [self._place(begin + p) for p in range(_pairs(s, index))]
+                        pairs = [self._place(begin + p) for p in range(window_pairs(s, index))]
                         self._row(index, pairs, T.bind((image * s.out_height + top + row) * s.out_width))
 
     @contextmanager
@@ -258,7 +117,7 @@ class _Program:
 
     def _place(self, pair: Expr) -> Expr:
         """The number of the first vector of a staged pair."""
-        return T.bind(pair % _turn(self.shape)[0] * (_line(self.shape) * 2))
+        return T.bind(pair % turn_pairs(self.shape)[0] * (staged_columns(self.shape) * 2))
 
     def _load(self, number: Expr | int, dtype: str = "int16") -> Expr:
         """Vector ``number`` of the block's memory."""
@@ -279,9 +138,9 @@ class _Program:
                 T.bind(T.cast(self.weight[r, column, channels], f"int16x{self.channels}"))
                 for r in range(s.kernel[0])
             ]
-            for index in range(_period(s)):
-                for pair in range(_pairs(s, index)):
-                    rows = [2 * pair + j - _phase(s, index) for j in range(2)]
+            for index in range(row_period(s)):
+                for pair in range(window_pairs(s, index)):
+                    rows = [2 * pair + j - window_phase(s, index) for j in range(2)]
                     both = [taps[r] if 0 <= r < s.kernel[0] else none for r in rows]
                     self._save_pairs(self._tap(index, pair, column), both)
         for source, place in ((self.bias, self.first_start), (self.multiplier, self.first_scale)):
@@ -292,7 +151,10 @@ class _Program:
 
     def _tap(self, index: int, pair: int, column: int) -> int:
         """The number of the first of two vectors."""
-        return self.first_tap + ((index * _most_pairs(self.shape) + pair) * self.shape.kernel[1] + column) * 2
+        return (
+            self.first_tap
+            + ((index * most_window_pairs(self.shape) + pair) * self.shape.kernel[1] + column) * 2
+        )
 
     def _save_pairs(self, number: Expr | int, rows: list[Expr]) -> None:
         """Interleave two vectors of a block's channels, int16, into the vectors ``number`` and the next."""
@@ -303,7 +165,7 @@ class _Program:
 
     def _pad_columns(self, kept: int) -> None:
         """Set the columns beside the image, which no pair changes, to the zero-point."""
-        line, (left, right) = _line(self.shape), self._columns
+        line, (left, right) = staged_columns(self.shape), self._columns
         for begin, end in ((0, left), (right, line)):
             if begin < end:
                 with T.serial(0, kept) as place, T.serial(begin, end) as w:
@@ -312,7 +174,7 @@ class _Program:
     @property
     def _columns(self) -> tuple[int, int]:
         """Where the image begins and ends in a staged pair."""
-        line, left = _line(self.shape), self.shape.padding[1]
+        line, left = staged_columns(self.shape), self.shape.padding[1]
         return min(left, line), min(left + self.shape.width, line)
 
     def _stage(self, pair: Expr, image: Expr, top: Expr) -> None:

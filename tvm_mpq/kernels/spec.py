@@ -54,10 +54,10 @@ from tvm_mpq.kernels.packed_rows import (
     packed_rows_tiles,
 )
 from tvm_mpq.kernels.packed_rows_program import packed_rows
-from tvm_mpq.kernels.pair_depthwise import (
+from tvm_mpq.kernels.pair_depthwise import pair_depthwise
+from tvm_mpq.kernels.pair_depthwise_tile import (
     PairDepthwiseTile,
     default_pair_tile,
-    pair_depthwise,
     pair_lanes,
     pair_tiles,
 )

@@ -14,7 +14,7 @@ from tvm_mpq.kernels.cuda.tile import FRAGMENT, TENSOR_CORE, CudaTile
 from tvm_mpq.kernels.depthwise import DepthwiseTile, channel_bytes
 from tvm_mpq.kernels.intrinsic import FLOAT
 from tvm_mpq.kernels.packed_rows import PackedRowsTile
-from tvm_mpq.kernels.pair_depthwise import PairDepthwiseTile, staged_pairs, task_input
+from tvm_mpq.kernels.pair_depthwise_tile import PairDepthwiseTile, staged_pairs, task_input
 from tvm_mpq.kernels.spec import KernelSpec, Tile
 from tvm_mpq.kernels.tiles import BYTES, ConvolutionTile
 from tvm_mpq.kernels.weight_only import WeightOnlyTile

@@ -9,7 +9,7 @@ from typing import Any
 from tvm_mpq.kernels.cuda.tile import CudaTile
 from tvm_mpq.kernels.depthwise import DepthwiseTile
 from tvm_mpq.kernels.packed_rows import PackedRowsTile
-from tvm_mpq.kernels.pair_depthwise import PairDepthwiseTile
+from tvm_mpq.kernels.pair_depthwise_tile import PairDepthwiseTile
 from tvm_mpq.kernels.spec import KernelSpec, Tile
 from tvm_mpq.kernels.tiles import ConvolutionTile
 from tvm_mpq.kernels.weight_only import WeightOnlyTile
