@@ -85,6 +85,12 @@ SPECS: dict[str, KernelSpec] = {
     "depthwise 5x5 strided": _spec(
         "depthwise", ConvolutionShape(1, 11, 9, 19, 38, (5, 5), (2, 2), (2, 2, 2, 2), groups=19)
     ),
+    "depthwise 5x5 of ragged channels": _spec(
+        "depthwise", ConvolutionShape(1, 8, 11, 72, 72, (5, 5), (1, 1), (2, 1, 1, 2), groups=72)
+    ),
+    "depthwise 3x3 strided to float": _spec(
+        "depthwise", ConvolutionShape(2, 9, 8, 48, 48, (3, 3), (2, 2), (0, 0, 1, 1), groups=48), out="float32"
+    ),
     "matmul of one row": _spec("matmul", ConvolutionShape(1, 1, 1, 70, 48), out="float32"),
     "matmul of ragged channels": _spec("matmul", ConvolutionShape(33, 1, 1, 61, 21)),
     "matmul to float": _spec("matmul", ConvolutionShape(17, 1, 1, 64, 32), out="float32"),

@@ -14,6 +14,7 @@ from test_weight_only import random_weights, spec_of
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
 from tvm_mpq.kernels.depthwise import DepthwiseTile
+from tvm_mpq.kernels.pair_depthwise_tile import PairDepthwiseTile
 from tvm_mpq.kernels.spec import KernelSpec, Tile
 from tvm_mpq.kernels.tiles import ConvolutionTile
 from tvm_mpq.kernels.winograd import WinogradGeometry, WinogradTile
@@ -139,7 +140,7 @@ def test_a_space_begins_with_the_default_and_names_each_tile_once(
     assert len(tiles) == len(set(tiles)) >= 2
     kinds = {type(tile) for tile in tiles}
     if spec.family == "depthwise":
-        assert kinds == {DepthwiseTile}
+        assert kinds == {DepthwiseTile if spec.pair_lanes is None else PairDepthwiseTile}
     else:
         by_winograd = name == "3x3" and spec.by_winograd() is not None
         assert kinds == {ConvolutionTile} | ({WinogradTile} if by_winograd else set())

@@ -11,6 +11,7 @@ from tvm_mpq.gpu import CUDA
 from tvm_mpq.kernels import neon
 from tvm_mpq.kernels.cuda.work import cuda_work
 from tvm_mpq.kernels.intrinsic import FLOAT, INTEGER, NEON, Intrinsic
+from tvm_mpq.kernels.pair_depthwise_tile import mean_pairs
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.kernels.weight_only import BLOCK, DIGITS, default_weight_only_tile
 
@@ -48,6 +49,8 @@ def kernel_work(spec: KernelSpec) -> Work:
             return Work(step_name(FLOAT[spec.instruction]), macs, macs)
         if spec.instruction in NEON:
             return Work("smlal128", macs, macs)  # the multiplication adds
+        if spec.pair_lanes is not None:
+            return _pair_depthwise_work(spec, spec.pair_lanes)
         row = _WIDENING[spec.instruction]
         # A multiplication, an addition and a part of a widening load make as many results as the row has lanes,
         # where the row's own two instructions make ``group`` times as many products.
@@ -68,6 +71,19 @@ def kernel_work(spec: KernelSpec) -> Work:
         # Twice the products of a fused multiply-add of floats.
         return Work(step_name(FLOAT[spec.instruction]), macs, macs / 2)
     return Work(step_name(spec.row), macs, macs)
+
+
+def _pair_depthwise_work(spec: KernelSpec, lanes: int) -> Work:
+    """A multiplication and an addition for each pair of rows and column of the window, and the input's staging.
+
+    That is one instruction for a vector of inputs: two are widened, two make pairs of two vectors of two rows.
+    """
+    shape = spec.shape
+    row = INTEGER[{8: "avx2", 16: "avx512"}[lanes]]
+    staged = min(shape.stride[0], shape.kernel[0]) * min(shape.stride[1], shape.kernel[1])
+    instructions = 2 * mean_pairs(shape) * shape.kernel[1] + staged
+    results = shape.rows * shape.out_channels
+    return Work(step_name(row), shape.macs, results * row.group * instructions / 2)
 
 
 def step_name(row: Intrinsic) -> str:

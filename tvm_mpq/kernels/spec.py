@@ -54,6 +54,13 @@ from tvm_mpq.kernels.packed_rows import (
     packed_rows_tiles,
 )
 from tvm_mpq.kernels.packed_rows_program import packed_rows
+from tvm_mpq.kernels.pair_depthwise import pair_depthwise
+from tvm_mpq.kernels.pair_depthwise_tile import (
+    PairDepthwiseTile,
+    default_pair_tile,
+    pair_lanes,
+    pair_tiles,
+)
 from tvm_mpq.kernels.schedule_convolution import schedule_convolution
 from tvm_mpq.kernels.tiles import ConvolutionTile, convolution_tiles, default_convolution_tile
 from tvm_mpq.kernels.weight_only import (
@@ -81,7 +88,15 @@ _BASE = {"winograd": "conv2d", "packed_rows": "matmul", **{other: base for base,
 _KEPT = 256
 """Functions that are not made again: a search and an analysis lower the same kernels over and over."""
 
-Tile: TypeAlias = ConvolutionTile | CudaTile | DepthwiseTile | PackedRowsTile | WeightOnlyTile | WinogradTile
+Tile: TypeAlias = (
+    ConvolutionTile
+    | CudaTile
+    | DepthwiseTile
+    | PackedRowsTile
+    | PairDepthwiseTile
+    | WeightOnlyTile
+    | WinogradTile
+)
 """The decisions of one template; its type says which."""
 
 
@@ -280,6 +295,8 @@ class KernelSpec:
             return default_weight_only_tile(self.weight_only)
         if self._by_dots:
             return default_dot_tile(self.shape)
+        if self.pair_lanes is not None:
+            return default_pair_tile(self.shape, self.pair_lanes, self._vector_registers)
         if self.family == "depthwise":
             return default_depthwise_tile(self.shape, self._depthwise_lanes, self.in_dtype)
         return default_convolution_tile(self.shape, self.row, self.in_place)
@@ -295,6 +312,18 @@ class KernelSpec:
         """Whether this is a depthwise convolution by ARM's dot products."""
         dots = self.family == "depthwise" and INTEGER[self.instruction].family in ("sdot", "usdot")
         return dots and dot_depthwise_fits(self.shape, self.in_dtype)
+
+    @property
+    def pair_lanes(self) -> int | None:
+        """The results of a vector of a depthwise convolution by x86's products of pairs; None for any other kernel."""
+        x86 = INTEGER[self.instruction].family in ("pmaddwd", "vpdpbusd")
+        if self.family != "depthwise" or self.in_dtype != "uint8" or not x86:
+            return None
+        return pair_lanes(self.shape, INTEGER[self.instruction].lanes)
+
+    @property
+    def _vector_registers(self) -> int:
+        return INTEGER[self.instruction].registers
 
     def _tap(self, tile: DepthwiseTile) -> str | None:
         simple = self.shape.in_channels == self.shape.out_channels and self.in_dtype == "uint8"
@@ -312,6 +341,8 @@ class KernelSpec:
         tiles: list[Tile] = [default]
         if base._by_dots:
             tiles += dot_tiles(base.shape)
+        elif base.pair_lanes is not None:
+            tiles += pair_tiles(base.shape, base.pair_lanes, base._vector_registers)
         elif base.family == "depthwise":
             tiles += depthwise_tiles(base.shape, FLOAT[base.instruction], base.in_dtype)
         elif base.family == "weight_only":
@@ -355,6 +386,9 @@ class KernelSpec:
         if isinstance(tile, WeightOnlyTile):
             program = weight_only_panel if tile.panel else weight_only
             return program(self.weight_only, self.out, tile)
+        if isinstance(tile, PairDepthwiseTile):
+            assert self.pair_lanes is not None
+            return pair_depthwise(self.shape, self.out, self.pair_lanes, tile)
         if isinstance(tile, DepthwiseTile) and self._by_dots:
             family = INTEGER[self.instruction].family
             assert family is not None

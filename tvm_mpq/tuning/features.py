@@ -14,12 +14,16 @@ from tvm_mpq.kernels.cuda.tile import FRAGMENT, TENSOR_CORE, CudaTile
 from tvm_mpq.kernels.depthwise import DepthwiseTile, channel_bytes
 from tvm_mpq.kernels.intrinsic import FLOAT
 from tvm_mpq.kernels.packed_rows import PackedRowsTile
+from tvm_mpq.kernels.pair_depthwise_tile import PairDepthwiseTile, staged_pairs, task_input
 from tvm_mpq.kernels.spec import KernelSpec, Tile
 from tvm_mpq.kernels.tiles import BYTES, ConvolutionTile
 from tvm_mpq.kernels.weight_only import WeightOnlyTile
 from tvm_mpq.kernels.winograd import WinogradGeometry, WinogradTile
 
-_KINDS = (ConvolutionTile, DepthwiseTile, WinogradTile, WeightOnlyTile, PackedRowsTile, CudaTile)
+_KINDS = (
+    *(ConvolutionTile, DepthwiseTile, PairDepthwiseTile, WinogradTile, WeightOnlyTile, PackedRowsTile),
+    CudaTile,
+)
 _SIZE = 32
 
 
@@ -45,6 +49,8 @@ def features(spec: KernelSpec, tiles: list[Tile]) -> npt.NDArray[np.float32]:
             own = _convolution(spec, tile)
         elif isinstance(tile, DepthwiseTile):
             own = _depthwise(spec, tile)
+        elif isinstance(tile, PairDepthwiseTile):
+            own = _pair_depthwise(spec, tile)
         elif isinstance(tile, WeightOnlyTile):
             own = _weight_only(spec, tile)
         elif isinstance(tile, PackedRowsTile):
@@ -106,6 +112,25 @@ def _depthwise(spec: KernelSpec, tile: DepthwiseTile) -> list[float]:
         overlap,
         _log(tasks),
         float(shape.out_width // tile.columns),
+        float(tile.columns * shape.kernel[0] * shape.kernel[1]),
+    ]
+
+
+def _pair_depthwise(spec: KernelSpec, tile: PairDepthwiseTile) -> list[float]:
+    shape, lanes = spec.shape, spec.pair_lanes
+    assert lanes is not None
+    groups = -(-shape.out_channels // (2 * lanes)) // tile.blocks
+    tasks = shape.batch * (shape.out_height // tile.rows) * groups
+    return [
+        tile.columns,
+        lanes,
+        _log(tile.rows),
+        _log(tile.blocks),
+        _log(tasks),
+        _log(task_input(shape, tile.rows)),
+        staged_pairs(shape, tile.rows) / tile.rows,
+        float(shape.out_width // tile.columns),
+        float(shape.out_width % tile.columns),
         float(tile.columns * shape.kernel[0] * shape.kernel[1]),
     ]
 

@@ -9,13 +9,15 @@ from typing import Any
 from tvm_mpq.kernels.cuda.tile import CudaTile
 from tvm_mpq.kernels.depthwise import DepthwiseTile
 from tvm_mpq.kernels.packed_rows import PackedRowsTile
+from tvm_mpq.kernels.pair_depthwise_tile import PairDepthwiseTile
 from tvm_mpq.kernels.spec import KernelSpec, Tile
 from tvm_mpq.kernels.tiles import ConvolutionTile
 from tvm_mpq.kernels.weight_only import WeightOnlyTile
 from tvm_mpq.kernels.winograd import WinogradTile
 
 TEMPLATE_VERSIONS = {
-    **{"convolution": 1, "cuda": 1, "depthwise": 1, "packed_rows": 1, "weight_only": 2, "winograd": 1},
+    **{"convolution": 1, "cuda": 1, "depthwise": 1, "packed_rows": 1, "pair_depthwise": 1, "weight_only": 2},
+    **{"winograd": 1},
 }
 """Raised with a change of a template that changes which tiles are fast; records of older versions are ignored."""
 _TILES: dict[str, type[Tile]] = {
@@ -23,6 +25,7 @@ _TILES: dict[str, type[Tile]] = {
     "cuda": CudaTile,
     "depthwise": DepthwiseTile,
     "packed_rows": PackedRowsTile,
+    "pair_depthwise": PairDepthwiseTile,
     "weight_only": WeightOnlyTile,
     "winograd": WinogradTile,
 }
