@@ -42,7 +42,7 @@ MOST_INTEGER_CHANNELS = {across: (2**31 - 1) // (2**shift * 255 * 127 * 9) for a
 """More input channels could overflow int32."""
 _PARALLEL_LOOPS = 5000
 """What starting the program's parallel loops costs, in vector multiplications."""
-_TRANSFORMS = {2: (48, 60, 64), 4: (105, 121, 105)}
+_TRANSFORMS = {2: (48, 60, 64), 4: (105, 121, 64)}
 """What a tile's vector of inputs, one of outputs and a vector of weights cost to transform, likewise."""
 
 
@@ -165,15 +165,23 @@ def default_winograd_tile(geometry: WinogradGeometry) -> WinogradTile:
     by_columns = columns <= 128 or (weight_bytes > 2**21 and columns <= 512)
     if by_columns:
         rows = min((4, 5), key=lambda rows: _round_up(geometry.tiles, rows))
-        return WinogradTile(rows, _round_up(geometry.tiles, rows), 1, 4, True, False, geometry.across)
+        return WinogradTile(
+            rows, _round_up(geometry.tiles, rows), 1, _unroll(geometry, rows), True, False, geometry.across
+        )
     tile_bytes = geometry.points * geometry.channels * size
     most = max(4, min(32, 2**18 // tile_bytes))
-    _, rows, count = min(
-        (_round_up(geometry.tiles, count), rows, -count)
+    _, count, rows = min(
+        (_round_up(geometry.tiles, count), -count, rows)
         for rows in (4, 5)
         for count in range(rows, most + 1, rows)
     )
-    return WinogradTile(rows, -count, geometry.blocks, 4, False, True, geometry.across)
+    unroll = _unroll(geometry, rows)
+    return WinogradTile(rows, -count, geometry.blocks, unroll, False, True, geometry.across)
+
+
+def _unroll(geometry: WinogradGeometry, rows: int) -> int:
+    """Steps a loop: of four LLVM adds integer products to each other first, which takes registers that five rows lack."""
+    return 2 if rows == 5 and geometry.intrinsic.family == "pmaddwd" else 4
 
 
 def winograd_tiles(shape: ConvolutionShape, intrinsic: Intrinsic) -> list[WinogradTile]:
@@ -213,7 +221,7 @@ def winograd_cost(geometry: WinogradGeometry) -> float:
     transforms = tiles * (input_cost * geometry.channels / geometry.vector + output_cost * outputs / lanes)
     # One column block's transformed weights stay in half a megabyte of second-level cache, or they do not.
     size = 2 if geometry.intrinsic.activation == "int16" else 4
-    spills = geometry.points * geometry.channels * geometry.block * size > 300_000
+    spills = geometry.points * geometry.channels * geometry.block * size > 360_000
     expansion = weight_cost * (1.5 if spills else 1.0) * weight_vectors
     return multiplications + transforms + expansion + _PARALLEL_LOOPS
 
