@@ -180,7 +180,7 @@ def default_winograd_tile(geometry: WinogradGeometry) -> WinogradTile:
 
 
 def _unroll(geometry: WinogradGeometry, rows: int) -> int:
-    """Steps a loop: of four LLVM adds integer products to each other first, which takes registers that five rows lack."""
+    """Steps a turn of the loop: of four LLVM adds up integer products first, for which five rows leave no registers."""
     return 2 if rows == 5 and geometry.intrinsic.family == "pmaddwd" else 4
 
 

@@ -50,6 +50,8 @@ class _Program:
     def __init__(self, geometry: WinogradGeometry, integer: bool, out: Output, tile: WinogradTile) -> None:
         self.g, self.integer, self.out, self.tile = geometry, integer, out, tile
         self.data = geometry.intrinsic.activation
+        # Integer results are right modulo 2^32, and unsigned sums may wrap.
+        self.sum = "uint32" if integer else geometry.intrinsic.accumulator
         self.width, self.lanes = geometry.vector, geometry.intrinsic.lanes
         self.tile_blocks = -(-geometry.tiles // tile.tiles)
         self.points, self.span = geometry.points, tile.across + 2
@@ -62,7 +64,6 @@ class _Program:
 
     def emit(self) -> PrimFunc:
         g, shape, tile = self.g, self.g.shape, self.tile
-        accumulator = g.intrinsic.accumulator
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             T.func_name("main")
             x_dtype = "uint8" if self.integer else "float32"
@@ -73,7 +74,7 @@ class _Program:
             pixels = shape.batch * shape.height * shape.width
             self.x = argument("x", (pixels, shape.in_channels), x_dtype)
             self.weight = argument("weight", g.weight_shape, weight_dtype)
-            self.bias = argument("bias", (1, g.blocks, g.block), accumulator)
+            self.bias = argument("bias", (1, g.blocks, g.block), g.intrinsic.accumulator)
             if self.scaled:
                 self.multiplier = argument("multiplier", (1, g.blocks, g.block), "float32")
             if self.integer:
@@ -100,7 +101,7 @@ class _Program:
                     v = scratch(self.points * self.v_stride, self.data)
                     with T.serial(0, tile.tiles) as t:
                         self._transform_tile(v, tiles_at, t, 0)
-                m = scratch(self.points * self.m_stride, accumulator)
+                m = scratch(self.points * self.m_stride, self.sum)
                 if not tile.expand_whole:
                     u = scratch(self.points * self.u_stride, self.data)
                 with T.serial(0, tile.columns) as column:
@@ -206,15 +207,14 @@ class _Program:
     ) -> None:
         g, tile = self.g, self.tile
         group, steps = g.intrinsic.group, g.channels // g.intrinsic.group
-        accumulator = g.intrinsic.accumulator
-        acc = scratch(tile.rows * g.block, accumulator)
+        acc = scratch(tile.rows * g.block, self.sum)
         places = [
             (row, vector, T.ramp(row * g.block + vector * self.lanes, 1, self.lanes))
             for row in range(tile.rows)
             for vector in range(g.vectors)
         ]
         for _, _, place in places:
-            _store(acc, place, T.broadcast(T.cast(0, accumulator), self.lanes))
+            _store(acc, place, T.broadcast(T.cast(0, self.sum), self.lanes))
         v_at = T.bind(v_base + p * self.v_stride + first * g.channels)
         u_at = T.bind(u_base + p * self.u_stride)
         with T.serial(0, steps // tile.unroll) as outer:
@@ -254,13 +254,7 @@ class _Program:
                     column = []
                     for i in range(4):
                         place = (self.span * i + j) * self.m_stride + t * g.block + first
-                        value = m[T.ramp(place, 1, self.lanes)]
-                        # Sums are right modulo 2^32, and unsigned ones may wrap.
-                        column.append(
-                            T.bind(
-                                T.reinterpret(value, dtype=f"uint32x{self.lanes}") if self.integer else value
-                            )
-                        )
+                        column.append(T.bind(m[T.ramp(place, 1, self.lanes)]))
                     columns.append(transform_output(column))
                 sums = [transform_output([column[a] for column in columns]) for a in range(2)]
                 for a in range(2):
@@ -290,7 +284,7 @@ class _Program:
                 quarter = quarter * self.multiplier[0, block, lanes]
             return activate(value * quarter + bias, self.out)
         if self.tile.across == 4:
-            value = value * T.broadcast(T.cast(THIRD, "uint32"), n)
+            value = value * T.broadcast(T.uint32(THIRD), n)
         scaled = T.reinterpret(value, dtype=f"int32x{n}")
         total = T.shift_right(scaled, T.broadcast(T.int32(SHIFT[self.tile.across]), n)) + bias
         scale = self.multiplier[0, block, lanes]
