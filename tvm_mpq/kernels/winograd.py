@@ -185,9 +185,14 @@ def _unroll(geometry: WinogradGeometry, rows: int) -> int:
 
 
 def winograd_tiles(shape: ConvolutionShape, intrinsic: Intrinsic) -> list[WinogradTile]:
-    """Every tile of the program worth trying: its results fit the registers, its tasks two threads."""
-    geometries = winograd_geometries(shape, intrinsic)
-    return [tile for geometry in geometries for tile in shared_evenly(_winograd_tiles(geometry))]
+    """Every tile of the program worth trying: its results fit the registers, its tasks two threads.
+
+    The default of each size of tile comes along.
+    """
+    tiles = []
+    for geometry in winograd_geometries(shape, intrinsic):
+        tiles += [default_winograd_tile(geometry), *shared_evenly(_winograd_tiles(geometry))]
+    return tiles
 
 
 def _winograd_tiles(geometry: WinogradGeometry) -> Iterator[tuple[int, WinogradTile]]:
