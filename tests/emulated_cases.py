@@ -20,7 +20,7 @@ from tvm_mpq.kernels.intrinsic import winograd_intrinsic
 from tvm_mpq.kernels.quantize_planes import quantize_planes
 from tvm_mpq.kernels.schedule_default import schedule_default
 from tvm_mpq.kernels.spec import KernelSpec
-from tvm_mpq.kernels.winograd import WinogradGeometry
+from tvm_mpq.kernels.winograd import WinogradGeometry, default_winograd_tile
 from tvm_mpq.quantization.addition import addition_factors
 from tvm_mpq.quantization.bias import fold_zero_point
 from tvm_mpq.quantization.grid import Grid
@@ -106,6 +106,13 @@ SPECS: dict[str, KernelSpec] = {
         "winograd", ConvolutionShape(2, 5, 6, 17, 12, (3, 3), (1, 1), (0, 1, 1, 0))
     ),
     "winograd of 4 bits": _spec("winograd", ConvolutionShape(1, 5, 7, 35, 24, (3, 3), (1, 1), SAME), bits=4),
+    "winograd 2x4": _spec("winograd", ConvolutionShape(1, 9, 8, 32, 32, (3, 3), (1, 1), SAME)),
+    "winograd 2x4 of ragged channels": _spec(
+        "winograd", ConvolutionShape(2, 5, 7, 17, 12, (3, 3), (1, 1), (0, 1, 1, 0))
+    ),
+    "winograd 2x4 of 4 bits": _spec(
+        "winograd", ConvolutionShape(1, 5, 11, 35, 24, (3, 3), (1, 1), SAME), bits=4
+    ),
     "float 1x1": _spec("conv2d", ConvolutionShape(1, 7, 9, 32, 64), "float32"),
     "float 3x3 strided": _spec("conv2d", ConvolutionShape(1, 13, 12, 5, 40, (3, 3), (2, 2), SAME), "float32"),
     "float depthwise": _spec(
@@ -147,12 +154,15 @@ SPECS: dict[str, KernelSpec] = {
     "int8 matmul of floats": _narrow("matmul", ConvolutionShape(3, 1, 1, 40, 24), weight_dtype="int8"),
 }
 
+ACROSS = {"winograd 2x4": 4, "winograd 2x4 of ragged channels": 4, "winograd 2x4 of 4 bits": 4}
+"""How many outputs wide the tiles of a Winograd kernel are, if not two."""
+
 
 def cases(instruction: str) -> dict[str, Case]:
     """Every case that there is on ``instruction``."""
     specs = {name: replace(spec, instruction=instruction) for name, spec in SPECS.items()}
     return {
-        **{name: weighted(spec) for name, spec in specs.items() if exists(spec)},
+        **{name: weighted(spec, ACROSS.get(name, 2)) for name, spec in specs.items() if exists(spec)},
         **{name: make() for name, make in OTHERS.items()},
     }
 
@@ -162,9 +172,12 @@ def exists(spec: KernelSpec) -> bool:
     return spec.family != "winograd" or winograd_intrinsic(spec.instruction, spec.in_dtype) is not None
 
 
-def weighted(spec: KernelSpec) -> Case:
+def weighted(spec: KernelSpec, across: int = 2) -> Case:
     """A kernel with weights, of which half and of the activations half are extreme."""
     shape = spec.shape
+    tile = None
+    if spec.family == "winograd":
+        tile = default_winograd_tile(WinogradGeometry(shape, spec.row, across))
     rng = np.random.default_rng(len(spec.name))
     image = (shape.batch, shape.height, shape.width, shape.in_channels)
     filters = (shape.out_channels, shape.in_channels // shape.groups, *shape.kernel)
@@ -180,7 +193,7 @@ def weighted(spec: KernelSpec) -> Case:
             values = [w.astype(np.int8), values[1], np.ones(shape.out_channels, np.float32)]
         elif spec.weight_dtype != "float32":
             values[0] = to_half(values[0], spec.weight_dtype)
-        return Case(spec.schedule(), (_rows(x.astype(np.float32)), *_pack(spec, *values)), sums)
+        return Case(spec.schedule(tile), (_rows(x.astype(np.float32)), *_pack(spec, *values)), sums)
     q = np.where(rng.random(image) < 0.5, rng.choice([0, 255], image), rng.integers(0, 256, image))
     most = 2 ** (spec.weight_bits - 1) - 1
     codes = np.where(
@@ -212,7 +225,7 @@ def weighted(spec: KernelSpec) -> Case:
     else:
         acc = convolve(q.astype(np.int64) - ZEROS[0], multiplied.astype(np.int64), shape) + bias
         expected = acc.reshape(shape.rows, -1).astype(np.int32).astype(np.float32) * multiplier
-    return Case(spec.schedule(), arguments, expected)
+    return Case(spec.schedule(tile), arguments, expected)
 
 
 def packed_codes(spec: KernelSpec) -> Case:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kernel_runner import require, run
 from reference import convolve, quantized_convolution
 
+from tvm_mpq.cost.work import kernel_work
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
 from tvm_mpq.kernels.intrinsic import Intrinsic, winograd_intrinsic
 from tvm_mpq.kernels.spec import KernelSpec
@@ -21,6 +22,9 @@ from tvm_mpq.kernels.winograd import (
     WinogradTile,
     default_winograd_tile,
     winograd_fits,
+    winograd_geometries,
+    winograd_geometry,
+    winograd_tiles,
 )
 from tvm_mpq.kernels.winograd_program import winograd
 from tvm_mpq.quantization.packing import pack_channels
@@ -51,14 +55,14 @@ def shapes(draw: st.DrawFn) -> ConvolutionShape:
 
 
 @st.composite
-def tiles(draw: st.DrawFn) -> WinogradTile | None:
+def tiles(draw: st.DrawFn, across: int) -> WinogradTile | None:
     """A tile of every mode, or the default one; a task of one column block fits every shape."""
     if draw(st.booleans()):
         return None
     rows = draw(st.sampled_from([1, 4, 5, 6]))
     count = rows * draw(st.integers(1, 4))
     return WinogradTile(
-        rows, count, 1, draw(st.sampled_from([1, 2, 4])), draw(st.booleans()), draw(st.booleans())
+        rows, count, 1, draw(st.sampled_from([1, 2, 4])), draw(st.booleans()), draw(st.booleans()), across
     )
 
 
@@ -71,6 +75,7 @@ def _row(instruction: str, in_dtype: str) -> Intrinsic:
 def _run_integer(
     instruction: str,
     shape: ConvolutionShape,
+    across: int,
     tile: WinogradTile | None,
     q: np.ndarray,
     codes: np.ndarray,
@@ -80,7 +85,7 @@ def _run_integer(
     nibbles: bool = False,
 ) -> np.ndarray:
     row = replace(_row(instruction, "uint8"), nibbles=nibbles)
-    geometry = WinogradGeometry(shape, row)
+    geometry = WinogradGeometry(shape, row, across)
     return run(
         winograd(shape, "uint8", Output("uint8"), row, tile or default_winograd_tile(geometry)),
         instruction,
@@ -92,11 +97,12 @@ def _run_integer(
     )
 
 
+@pytest.mark.parametrize("across", [2, 4])
 @pytest.mark.parametrize("instruction", ["avx2", "avx512"])
 @EXAMPLES
 @given(
+    data=st.data(),
     shape=shapes(),
-    tile=tiles(),
     zeros=st.tuples(st.sampled_from([0, 1, 117, 255]), st.integers(0, 255)),
     extreme=st.booleans(),
     nibbles=st.booleans(),
@@ -104,8 +110,9 @@ def _run_integer(
 )
 def test_integers_are_exact(
     instruction: str,
+    across: int,
+    data: st.DataObject,
     shape: ConvolutionShape,
-    tile: WinogradTile | None,
     zeros: tuple[int, int],
     extreme: bool,
     nibbles: bool,
@@ -125,31 +132,34 @@ def test_integers_are_exact(
     bias = rng.integers(-5000, 5000, shape.out_channels).astype(np.int32)
     spread = 4e-3 / np.sqrt(9 * shape.in_channels)
     multiplier = (rng.random(shape.out_channels) * spread + 1e-6).astype(np.float32)
-    out = _run_integer(instruction, shape, tile, q, codes, bias, multiplier, zeros, nibbles)
+    tile = data.draw(tiles(across))
+    out = _run_integer(instruction, shape, across, tile, q, codes, bias, multiplier, zeros, nibbles)
     expected = quantized_convolution(q, codes, bias, multiplier, zeros, shape)
     np.testing.assert_array_equal(out, expected, strict=True)
 
 
+@pytest.mark.parametrize("across", [2, 4])
 @pytest.mark.parametrize(("zero", "code"), [(0, 127), (0, -127), (255, 127), (255, -127)])
-def test_the_largest_sums_do_not_overflow(zero: int, code: int) -> None:
+def test_the_largest_sums_do_not_overflow(zero: int, code: int, across: int) -> None:
     """Every product at its extreme, in as many channels as int32 is claimed to hold."""
     require("avx2")
-    shape = ConvolutionShape(1, 5, 6, MOST_INTEGER_CHANNELS, 8, (3, 3), (1, 1), (1, 0, 0, 1))
-    q = np.full((1, 5, 6, MOST_INTEGER_CHANNELS), 255 - zero, np.uint8)
-    codes = np.full((8, MOST_INTEGER_CHANNELS, 3, 3), code, np.int8)
+    channels = MOST_INTEGER_CHANNELS[across]
+    shape = ConvolutionShape(1, 5, 6, channels, 8, (3, 3), (1, 1), (1, 0, 0, 1))
+    q = np.full((1, 5, 6, channels), 255 - zero, np.uint8)
+    codes = np.full((8, channels, 3, 3), code, np.int8)
     # A bias near minus the largest sum leaves numbers that 8 bits tell apart.
-    largest = (255 - 2 * zero) * code * 9 * MOST_INTEGER_CHANNELS
+    largest = (255 - 2 * zero) * code * 9 * channels
     bias = np.full(8, -largest, np.int32)
     multiplier = np.full(8, 2e-7, np.float32)
-    out = _run_integer("avx2", shape, None, q, codes, bias, multiplier, (zero, 128))
+    out = _run_integer("avx2", shape, across, None, q, codes, bias, multiplier, (zero, 128))
     expected = quantized_convolution(q, codes, bias, multiplier, (zero, 128), shape)
     assert len(np.unique(expected)) > 2
     np.testing.assert_array_equal(out, expected, strict=True)
 
 
 @EXAMPLES
-@given(shape=shapes(), zero=st.integers(0, 255), seed=st.integers(0, 99))
-def test_integers_to_float_are_exact(shape: ConvolutionShape, zero: int, seed: int) -> None:
+@given(shape=shapes(), across=st.sampled_from([2, 4]), zero=st.integers(0, 255), seed=st.integers(0, 99))
+def test_integers_to_float_are_exact(shape: ConvolutionShape, across: int, zero: int, seed: int) -> None:
     require("avx2")
     rng = np.random.default_rng(seed)
     q = rng.integers(0, 256, (shape.batch, shape.height, shape.width, shape.in_channels)).astype(np.uint8)
@@ -157,7 +167,7 @@ def test_integers_to_float_are_exact(shape: ConvolutionShape, zero: int, seed: i
     bias = rng.integers(-5000, 5000, shape.out_channels).astype(np.int32)
     multiplier = (rng.random(shape.out_channels) + 0.1).astype(np.float32)
     row = _row("avx2", "uint8")
-    geometry = WinogradGeometry(shape, row)
+    geometry = WinogradGeometry(shape, row, across)
     out = run(
         winograd(shape, "uint8", Output("float32", low=-9.5, high=1e4), row, default_winograd_tile(geometry)),
         "avx2",
@@ -174,7 +184,7 @@ def test_integers_to_float_are_exact(shape: ConvolutionShape, zero: int, seed: i
 
 @pytest.mark.parametrize("instruction", ["generic", "avx2", "avx512"])
 @EXAMPLES
-@given(shape=shapes(), tile=tiles(), seed=st.integers(0, 99))
+@given(shape=shapes(), tile=tiles(2), seed=st.integers(0, 99))
 def test_floats_are_close(
     instruction: str, shape: ConvolutionShape, tile: WinogradTile | None, seed: int
 ) -> None:
@@ -247,8 +257,35 @@ def test_it_is_not_chosen_where_it_is_slower() -> None:
     )  # half of the tiles' results are not needed
 
 
-def test_integers_that_could_overflow_are_left_to_the_direct_kernel() -> None:
-    assert winograd_fits(same(28, 28, MOST_INTEGER_CHANNELS, 64), "uint8")
-    assert not winograd_fits(same(28, 28, MOST_INTEGER_CHANNELS + 1, 64), "uint8")
-    assert winograd_fits(same(28, 28, MOST_INTEGER_CHANNELS + 1, 64), "float32")
-    assert _family(same(28, 28, 1842, 64), "uint8", "avx2") == "conv2d"
+def test_integers_that_could_overflow_are_left_to_what_holds_them() -> None:
+    row = _row("avx2", "uint8")
+    wide, most = MOST_INTEGER_CHANNELS[4], MOST_INTEGER_CHANNELS[2]
+    assert [g.across for g in winograd_geometries(same(28, 28, wide, 64), row)] == [2, 4]
+    assert [g.across for g in winograd_geometries(same(28, 28, wide + 1, 64), row)] == [2]
+    assert winograd_fits(same(28, 28, most, 64), "uint8")
+    assert not winograd_fits(same(28, 28, most + 1, 64), "uint8")
+    assert winograd_fits(same(28, 28, most + 1, 64), "float32")
+    assert _family(same(28, 28, most + 1, 64), "uint8", "avx2") == "conv2d"
+
+
+def test_large_images_take_wide_tiles_and_floats_do_not() -> None:
+    integers = _row("avx2", "uint8")
+    for shape in (same(56, 56, 64, 64), same(28, 28, 128, 128), same(14, 14, 256, 256)):
+        assert winograd_geometry(shape, integers).across == 4
+        assert winograd_geometry(shape, _row("avx2", "float32")).across == 2
+        offered = {tile.across for tile in winograd_tiles(shape, integers)}
+        assert offered == {2, 4}
+    # Of five columns the second tile of four would need one.
+    assert winograd_geometry(same(5, 5, 128, 128), integers).across == 2
+
+
+def test_the_least_multiplications_are_those_of_the_widest_tile() -> None:
+    def steps(channels: int, in_dtype: str) -> float:
+        spec = KernelSpec("conv2d", same(28, 28, channels, 64), in_dtype, Output(in_dtype), "avx2")
+        by_winograd = spec.by_winograd()
+        assert by_winograd is not None
+        work = kernel_work(by_winograd)
+        return work.steps / work.macs
+
+    assert steps(460, "uint8") == 24 / 72
+    assert steps(461, "uint8") == steps(64, "float32") == 16 / 36

@@ -14,6 +14,7 @@ from tvm_mpq.kernels.intrinsic import FLOAT, INTEGER, NEON, Intrinsic
 from tvm_mpq.kernels.pair_depthwise_tile import mean_pairs
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.kernels.weight_only import BLOCK, DIGITS, default_weight_only_tile
+from tvm_mpq.kernels.winograd import winograd_geometries
 
 _WIDENING = {
     **INTEGER,
@@ -66,7 +67,9 @@ def kernel_work(spec: KernelSpec) -> Work:
         words = f"x{BLOCK // 4}" if dot.family == "pmaddubsw" else ""
         return Work(f"{dot.family}{32 * dot.lanes}{words}", macs, float(DIGITS * macs))
     if spec.family == "winograd":
-        return Work(step_name(spec.row), macs, macs * 16.0 / 36.0)
+        # Of the tiles that can be chosen, which are no part of the spec, the one that multiplies least.
+        across = winograd_geometries(shape, spec.row)[-1].across
+        return Work(step_name(spec.row), macs, macs * 4.0 * (across + 2) / (18.0 * across))
     if spec.row.family in ("vdpbf16ps", neon.HALF):
         # Twice the products of a fused multiply-add of floats.
         return Work(step_name(FLOAT[spec.instruction]), macs, macs / 2)

@@ -72,10 +72,10 @@ from tvm_mpq.kernels.weight_only import (
 from tvm_mpq.kernels.weight_only_panel import weight_only_panel
 from tvm_mpq.kernels.weight_only_program import weight_only
 from tvm_mpq.kernels.winograd import (
-    WinogradGeometry,
     WinogradTile,
     default_winograd_tile,
     winograd_fits,
+    winograd_geometry,
     winograd_pays,
     winograd_tiles,
 )
@@ -269,7 +269,7 @@ class KernelSpec:
         if by_int4 is not None and int4_pays(by_int4):
             return by_int4
         other = self.by_winograd()
-        if other is None or not winograd_pays(WinogradGeometry(self.shape, other.row), self.row):
+        if other is None or not winograd_pays(winograd_geometry(self.shape, other.row), self.row):
             return self
         return other
 
@@ -288,7 +288,7 @@ class KernelSpec:
         if self.instruction in CUDA:
             return cuda_tile(self)
         if self.family == "winograd":
-            return default_winograd_tile(WinogradGeometry(self.shape, self.row))
+            return default_winograd_tile(winograd_geometry(self.shape, self.row))
         if self.family == "packed_rows":
             return default_packed_rows_tile(self.packed_rows)
         if self.family == "weight_only":
@@ -351,7 +351,7 @@ class KernelSpec:
             tiles += convolution_tiles(base.shape, base.row, base.in_place)
             other = base.by_winograd()
             if other is not None:
-                tiles += winograd_tiles(WinogradGeometry(other.shape, other.row))
+                tiles += winograd_tiles(other.shape, other.row)
             packed = base.by_packed_rows()
             if packed is not None:
                 tiles += packed_rows_tiles(packed.packed_rows)

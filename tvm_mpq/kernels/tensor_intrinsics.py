@@ -227,7 +227,10 @@ VPDPBUSD = {8: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.512
 
 
 def _pmaddwd(lanes: int) -> Multiply:
-    """Widen the weights to int16, multiply pairs: exact, no saturating intermediate (SSE2, AVX2, AVX-512BW)."""
+    """Widen the weights to int16, multiply pairs: exact, no saturating intermediate (SSE2, AVX2, AVX-512BW).
+
+    An accumulator of uint32 may wrap, one of int32 may not.
+    """
 
     def multiply(
         accumulator: Expr, activations: Sequence[Expr], weights: Sequence[Expr], multiplier: Expr | None
@@ -236,7 +239,10 @@ def _pmaddwd(lanes: int) -> Multiply:
         for word, weight in zip(activations, weights, strict=True):
             pair = f"int16x{2 * lanes}"
             product = call_llvm(
-                PMADDWD[lanes], f"int32x{lanes}", T.reinterpret(word, dtype=pair), T.cast(weight, pair)
+                PMADDWD[lanes],
+                str(accumulator.ty.dtype),
+                T.reinterpret(word, dtype=pair),
+                T.cast(weight, pair),
             )
             accumulator = accumulator + product
         return accumulator

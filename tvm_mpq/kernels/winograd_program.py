@@ -1,20 +1,19 @@
-"""The program of Winograd's F(2×2, 3×3), written out for one shape, instruction and tile.
+"""The program of Winograd's F(2×2, 3×3) and F(2×4, 3×3), written out for one shape, instruction and tile.
 
     padded = x less its zero-point, 0 around it
     for task in parallel(column tasks × tile blocks):
         transform the inputs of the block's tiles            (or once for all tasks, before)
         for column block of the task:
             transform the column block's weights             (or once for all tasks, before)
-            for p in 16:  for row tile:
+            for p in 16 or 24:  for row tile:
                 for k (unrolled):  acc[rows, vectors] += …   (registers)
             transform the results back, finish and store them
 
-It is emitted with explicit vectors: no schedule keeps 16 transformed vectors in registers between two blocks.
+It is emitted with explicit vectors: no schedule keeps a tile of transformed vectors in registers between two blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TypeAlias
 
 from tvm.script.ir_builder import IRBuilder
@@ -27,7 +26,8 @@ from tvm_mpq.kernels.intrinsic import Intrinsic
 from tvm_mpq.kernels.narrow_weights import stored_dtype, widened
 from tvm_mpq.kernels.requantize import requantize_vector
 from tvm_mpq.kernels.tensor_intrinsics import NIBBLE_OFFSET, multiply_accumulate
-from tvm_mpq.kernels.winograd import WinogradGeometry, WinogradTile
+from tvm_mpq.kernels.winograd import SHIFT, THIRD, WinogradGeometry, WinogradTile
+from tvm_mpq.kernels.winograd_transforms import transform_input, transform_output, transform_weights
 
 Index: TypeAlias = int | Expr
 
@@ -41,18 +41,22 @@ def winograd(
     bias [1, blocks, block] of the accumulator's dtype; for int8 weights multiplier [1, blocks, block] float32, and
     for integer inputs grid int32[2] (input and output zero-point); then the output [rows, out_channels].
     """
-    return _Program(WinogradGeometry(shape, intrinsic), in_dtype == "uint8", out, tile).emit()
+    return _Program(WinogradGeometry(shape, intrinsic, tile.across), in_dtype == "uint8", out, tile).emit()
 
 
 class _Program:
-    """Emits the parts in order. Buffers are flat, p's stride padded: 16 streams spread over the cache."""
+    """Emits the parts in order. Buffers are flat, p's stride padded: its streams spread over the cache."""
 
     def __init__(self, geometry: WinogradGeometry, integer: bool, out: Output, tile: WinogradTile) -> None:
         self.g, self.integer, self.out, self.tile = geometry, integer, out, tile
         self.data = geometry.intrinsic.activation
+        # Integer results are right modulo 2^32, and unsigned sums may wrap.
+        self.sum = "uint32" if integer else geometry.intrinsic.accumulator
         self.width, self.lanes = geometry.vector, geometry.intrinsic.lanes
         self.tile_blocks = -(-geometry.tiles // tile.tiles)
-        self.height, self.breadth = 2 * geometry.tile_rows + 2, 2 * geometry.tile_columns + 2
+        self.points, self.span = geometry.points, tile.across + 2
+        self.height = 2 * geometry.tile_rows + 2
+        self.breadth = tile.across * geometry.tile_columns + 2
         line = 32 if integer else 16
         self.v_stride = tile.tiles * geometry.channels + line
         self.u_stride = geometry.channels * geometry.block + line
@@ -60,7 +64,6 @@ class _Program:
 
     def emit(self) -> PrimFunc:
         g, shape, tile = self.g, self.g.shape, self.tile
-        accumulator = g.intrinsic.accumulator
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             T.func_name("main")
             x_dtype = "uint8" if self.integer else "float32"
@@ -71,7 +74,7 @@ class _Program:
             pixels = shape.batch * shape.height * shape.width
             self.x = argument("x", (pixels, shape.in_channels), x_dtype)
             self.weight = argument("weight", g.weight_shape, weight_dtype)
-            self.bias = argument("bias", (1, g.blocks, g.block), accumulator)
+            self.bias = argument("bias", (1, g.blocks, g.block), g.intrinsic.accumulator)
             if self.scaled:
                 self.multiplier = argument("multiplier", (1, g.blocks, g.block), "float32")
             if self.integer:
@@ -80,35 +83,35 @@ class _Program:
             self.padded = scratch(shape.batch * self.height * self.breadth * g.channels, self.data)
             self._pad()
             if tile.transform_whole:
-                v = scratch(self.tile_blocks * 16 * self.v_stride, self.data)
+                v = scratch(self.tile_blocks * self.points * self.v_stride, self.data)
                 with T.parallel(0, self.tile_blocks * tile.tiles) as at:
                     self._transform_tile(
-                        v, at // tile.tiles, at % tile.tiles, at // tile.tiles * (16 * self.v_stride)
+                        v, at // tile.tiles, at % tile.tiles, at // tile.tiles * (self.points * self.v_stride)
                     )
             if tile.expand_whole:
-                u = scratch(g.blocks * 16 * self.u_stride, self.data)
+                u = scratch(g.blocks * self.points * self.u_stride, self.data)
                 with T.parallel(0, g.blocks) as block:
-                    self._expand(u, block, block * (16 * self.u_stride))
+                    self._expand(u, block, block * (self.points * self.u_stride))
             with T.parallel(0, g.blocks // tile.columns * self.tile_blocks) as task:
                 tiles_at = T.bind(task % self.tile_blocks)
                 v_base: Index = 0
                 if tile.transform_whole:
-                    v_base = T.bind(tiles_at * (16 * self.v_stride))
+                    v_base = T.bind(tiles_at * (self.points * self.v_stride))
                 else:
-                    v = scratch(16 * self.v_stride, self.data)
+                    v = scratch(self.points * self.v_stride, self.data)
                     with T.serial(0, tile.tiles) as t:
                         self._transform_tile(v, tiles_at, t, 0)
-                m = scratch(16 * self.m_stride, accumulator)
+                m = scratch(self.points * self.m_stride, self.sum)
                 if not tile.expand_whole:
-                    u = scratch(16 * self.u_stride, self.data)
+                    u = scratch(self.points * self.u_stride, self.data)
                 with T.serial(0, tile.columns) as column:
                     block = T.bind(task // self.tile_blocks * tile.columns + column)
                     u_base: Index = 0
                     if tile.expand_whole:
-                        u_base = T.bind(block * (16 * self.u_stride))
+                        u_base = T.bind(block * (self.points * self.u_stride))
                     else:
                         self._expand(u, block, 0)
-                    with T.serial(0, 16) as p, T.serial(0, tile.tiles // tile.rows) as row:
+                    with T.serial(0, self.points) as p, T.serial(0, tile.tiles // tile.rows) as row:
                         self._multiply(v, u, m, p, row * tile.rows, v_base, u_base)
                     with T.serial(0, tile.tiles) as t:
                         self._finish_tile(m, tiles_at, t, block)
@@ -158,16 +161,16 @@ class _Program:
         """V[p, t, :] of one tile; tiles past the last are the last one again, and are not stored later."""
         g = self.g
         n, h, w = self._position(T.min(tiles_at * self.tile.tiles + t, g.tiles - 1))
-        base = T.bind(((n * self.height + 2 * h) * self.breadth + 2 * w) * g.channels)
+        base = T.bind(((n * self.height + 2 * h) * self.breadth + self.tile.across * w) * g.channels)
         with T.serial(0, g.channels // self.width) as c:
             at = T.bind(base + c * self.width)
             columns = []
-            for j in range(4):
+            for j in range(self.span):
                 d = [self._load(self.padded, at + (i * self.breadth + j) * g.channels) for i in range(4)]
-                columns.append(_transform_input(d))
+                columns.append(transform_input(d))
             for i in range(4):
-                for j, value in enumerate(_transform_input([column[i] for column in columns])):
-                    to = v_base + (4 * i + j) * self.v_stride + t * g.channels + c * self.width
+                for j, value in enumerate(transform_input([column[i] for column in columns])):
+                    to = v_base + (self.span * i + j) * self.v_stride + t * g.channels + c * self.width
                     _store(v, T.ramp(to, 1, self.width), value)
 
     def _expand(self, u: Buffer, block: Expr, u_base: Index) -> None:
@@ -179,11 +182,12 @@ class _Program:
                 columns = []
                 for s in range(3):
                     weights = [self._weights(block, 3 * r + s, stored, first, half) for r in range(3)]
-                    columns.append(_transform_weights(weights))
+                    columns.append(transform_weights(weights, 2))
                 for i in range(4):
-                    for j, value in enumerate(_transform_weights([column[i] for column in columns])):
-                        to = u_base + (4 * i + j) * self.u_stride + (k * g.vectors + vector) * self.width
-                        _store(u, T.ramp(to, 1, self.width), value)
+                    row = transform_weights([column[i] for column in columns], self.tile.across)
+                    for j, value in enumerate(row):
+                        at = (self.span * i + j) * self.u_stride + (k * g.vectors + vector) * self.width
+                        _store(u, T.ramp(u_base + at, 1, self.width), value)
 
     def _weights(self, block: Expr, tap: int, stored: Expr, first: int, half: int) -> Expr:
         value = self.weight.vload([block, tap, stored, first, 0], f"{self.weight.dtype}x{self.width}")
@@ -203,15 +207,14 @@ class _Program:
     ) -> None:
         g, tile = self.g, self.tile
         group, steps = g.intrinsic.group, g.channels // g.intrinsic.group
-        accumulator = g.intrinsic.accumulator
-        acc = scratch(tile.rows * g.block, accumulator)
+        acc = scratch(tile.rows * g.block, self.sum)
         places = [
             (row, vector, T.ramp(row * g.block + vector * self.lanes, 1, self.lanes))
             for row in range(tile.rows)
             for vector in range(g.vectors)
         ]
         for _, _, place in places:
-            _store(acc, place, T.broadcast(T.cast(0, accumulator), self.lanes))
+            _store(acc, place, T.broadcast(T.cast(0, self.sum), self.lanes))
         v_at = T.bind(v_base + p * self.v_stride + first * g.channels)
         u_at = T.bind(u_base + p * self.u_stride)
         with T.serial(0, steps // tile.unroll) as outer:
@@ -239,7 +242,7 @@ class _Program:
         return T.broadcast(T.reinterpret(v[T.ramp(at, 1, 2)], dtype="int32"), self.lanes)
 
     def _finish_tile(self, m: Buffer, tiles_at: Expr, t: Expr, block: Expr) -> None:
-        g, shape = self.g, self.g.shape
+        g, shape, across = self.g, self.g.shape, self.tile.across
         at = T.bind(tiles_at * self.tile.tiles + t)
         with When([at < g.tiles] if g.tiles % self.tile.tiles else []):
             n, h, w = self._position(at)
@@ -247,31 +250,26 @@ class _Program:
                 first = vector * self.lanes
                 channel = T.bind(block * g.block + first)
                 columns = []
-                for j in range(4):
+                for j in range(self.span):
                     column = []
                     for i in range(4):
-                        value = m[T.ramp((4 * i + j) * self.m_stride + t * g.block + first, 1, self.lanes)]
-                        # Four times the result fits int32, partial sums may not: unsigned ones may wrap.
-                        column.append(
-                            T.bind(
-                                T.reinterpret(value, dtype=f"uint32x{self.lanes}") if self.integer else value
-                            )
-                        )
-                    columns.append(_transform_output(column))
-                sums = [_transform_output([column[a] for column in columns]) for a in range(2)]
+                        place = (self.span * i + j) * self.m_stride + t * g.block + first
+                        column.append(T.bind(m[T.ramp(place, 1, self.lanes)]))
+                    columns.append(transform_output(column))
+                sums = [transform_output([column[a] for column in columns]) for a in range(2)]
                 for a in range(2):
-                    for b in range(2):
+                    for b in range(across):
                         conditions = []
                         if shape.out_height % 2 and a:
                             conditions.append(2 * h + a < shape.out_height)
-                        if shape.out_width % 2 and b:
-                            conditions.append(2 * w + b < shape.out_width)
-                        row = (n * shape.out_height + 2 * h + a) * shape.out_width + 2 * w + b
+                        if b >= shape.out_width % across > 0:
+                            conditions.append(across * w + b < shape.out_width)
+                        row = (n * shape.out_height + 2 * h + a) * shape.out_width + across * w + b
                         with When(conditions):
                             self._store_result(sums[a][b], row, block, channel, first)
 
     def _store_result(self, value: Expr, row: Expr, block: Expr, channel: Expr, first: int) -> None:
-        """Finish four times a sum and store it at ``row``; channels past the last are left out."""
+        """Finish the multiple of a sum and store it at ``row``; channels past the last are left out."""
         outputs, lanes = self.g.shape.out_channels, self.lanes
         result = self._finish(value, block, T.ramp(first, 1, lanes))
         conditions = [channel < outputs] if outputs % self.g.block else []
@@ -285,7 +283,10 @@ class _Program:
             if self.scaled:
                 quarter = quarter * self.multiplier[0, block, lanes]
             return activate(value * quarter + bias, self.out)
-        total = T.shift_right(T.reinterpret(value, dtype=f"int32x{n}"), T.broadcast(T.int32(2), n)) + bias
+        if self.tile.across == 4:
+            value = value * T.broadcast(T.uint32(THIRD), n)
+        scaled = T.reinterpret(value, dtype=f"int32x{n}")
+        total = T.shift_right(scaled, T.broadcast(T.int32(SHIFT[self.tile.across]), n)) + bias
         scale = self.multiplier[0, block, lanes]
         if self.out.dtype == "uint8":
             return requantize_vector(total, scale, self.grid[1], n)
@@ -305,16 +306,3 @@ class _Program:
 
 def _store(buffer: Buffer, at: Expr, value: Expr) -> None:
     T.buffer_store(buffer, value, [at])
-
-
-def _transform_input(d: Sequence[Expr]) -> list[Expr]:
-    return [T.bind(d[0] - d[2]), T.bind(d[1] + d[2]), T.bind(d[2] - d[1]), T.bind(d[1] - d[3])]
-
-
-def _transform_weights(w: Sequence[Expr]) -> list[Expr]:
-    outer = T.bind(w[0] + w[2])
-    return [T.bind(w[0] + w[0]), T.bind(outer + w[1]), T.bind(outer - w[1]), T.bind(w[2] + w[2])]
-
-
-def _transform_output(m: Sequence[Expr]) -> list[Expr]:
-    return [T.bind(m[0] + m[1] + m[2]), T.bind(m[1] - m[2] - m[3])]

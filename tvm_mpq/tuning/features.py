@@ -136,11 +136,11 @@ def _pair_depthwise(spec: KernelSpec, tile: PairDepthwiseTile) -> list[float]:
 
 
 def _winograd(spec: KernelSpec, tile: WinogradTile) -> list[float]:
-    geometry = WinogradGeometry(spec.shape, spec.with_tile(tile).row)
+    geometry = WinogradGeometry(spec.shape, spec.with_tile(tile).row, tile.across)
     size = BYTES[geometry.intrinsic.activation]
     blocks = -(-geometry.tiles // tile.tiles)
-    inputs = 16 * tile.tiles * geometry.channels * size
-    weights = 16 * geometry.channels * geometry.block * size
+    inputs = geometry.points * tile.tiles * geometry.channels * size
+    weights = geometry.points * geometry.channels * geometry.block * size
     return [
         tile.rows,
         tile.rows * geometry.vectors,
@@ -153,9 +153,10 @@ def _winograd(spec: KernelSpec, tile: WinogradTile) -> list[float]:
         _log(inputs),
         _log(weights),
         _log(weights * tile.columns),
-        _log(16 * tile.tiles * geometry.block * 4),
+        _log(geometry.points * tile.tiles * geometry.block * 4),
         _log(blocks * (geometry.blocks // tile.columns)),
         _log(blocks),
+        tile.across,
     ]
 
 
