@@ -226,19 +226,16 @@ class _Program:
     def _scaled(self, vector: int, index: int, pairs: list[Expr], left: Expr, columns: int) -> Iterator[Expr]:
         """The sums of vector number ``vector`` of each column, as float32 times the multiplier."""
         s, lanes = self.shape, self.lanes
-        acc = scratch(columns * lanes, "int32")
-        places = [T.ramp(column * lanes, 1, lanes) for column in range(columns)]
-        for place in places:
-            store(acc, [place], self._load(self.first_start + vector, "int32"))
+        sums = [T.bind(self._load(self.first_start + vector, "int32"))] * columns
         for p, pair in enumerate(pairs):
             for w in range((columns - 1) * s.stride[1] + s.kernel[1]):
-                read = self._load(pair + (left * s.stride[1] + w) * 2 + vector)
+                read = T.bind(self._load(pair + (left * s.stride[1] + w) * 2 + vector))
                 for column, tap in _windows(w, columns, s):
                     taps = self._load(self._tap(index, p, tap) + vector)
                     product = call_llvm(PMADDWD[lanes], f"int32x{lanes}", read, taps)
-                    store(acc, [places[column]], _in_order(acc[places[column]] + product, lanes))
-        for place in places:
-            yield T.cast(acc[place], f"float32x{lanes}") * self._load(self.first_scale + vector, "float32")
+                    sums[column] = T.bind(_in_order(sums[column] + product, lanes))
+        for total in sums:
+            yield T.cast(total, f"float32x{lanes}") * self._load(self.first_scale + vector, "float32")
 
     @property
     def _kept(self) -> str:
