@@ -10,6 +10,7 @@ import pytest
 from tvm_mpq.errors import MpqError
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
 from tvm_mpq.kernels.spec import KernelSpec
+from tvm_mpq.kernels.winograd import WinogradTile
 from tvm_mpq.target import host_target, load_target
 from tvm_mpq.tuning import record as record_module
 from tvm_mpq.tuning.log import TuningLog, append, log_file, log_folder
@@ -58,6 +59,18 @@ def test_a_line_reads_as_it_was_written(spec: KernelSpec, at: int) -> None:
     line = written.to_line()
     assert line.count("\n") == 1
     assert TuningRecord.from_line(line) == written
+
+
+def test_winograd_tiles_that_name_no_width_are_of_two_outputs_and_still_used() -> None:
+    spec = dataclasses.replace(CONVOLUTION, shape=ConvolutionShape(1, 56, 56, 64, 64, (3, 3), (1, 1), SAME))
+    tile = WinogradTile(4, 28, 4, 4, False, True)
+    line = record(spec, tile=tile).to_line()
+    old = line.replace('"across": 2, ', "")
+    assert old != line
+    read = TuningRecord.from_line(old)
+    assert read is not None
+    assert read.tile == tile
+    assert TunedTiles({spec: read.tile})(spec) == tile
 
 
 def test_a_torn_last_line_is_named_and_left_out_and_not_glued_to_the_next(tmp_path: Path) -> None:
