@@ -70,7 +70,7 @@ def check(spec: KernelSpec, tile: PairDepthwiseTile | None, zeros: tuple[int, in
     np.testing.assert_array_equal(out, expected, strict=True)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     shape=shapes(),
     out=st.sampled_from([Output("uint8"), Output("uint8"), Output("float32"), Output("float32", 0.0, 6.0)]),

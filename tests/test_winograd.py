@@ -32,7 +32,7 @@ from tvm_mpq.quantization.winograd import pack_winograd
 from tvm_mpq.transform.weight_layout import weight_layout
 
 EXAMPLES = settings(
-    max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 SAME = (1, 1, 1, 1)
 
