@@ -12,23 +12,15 @@ from typing import Any, TypeAlias
 from tvm.tirx import PrimFunc
 
 from tvm_mpq.gpu import CUDA
-from tvm_mpq.kernels import neon_depthwise
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, convolution
 from tvm_mpq.kernels.cuda.default_tile import int4_pays
 from tvm_mpq.kernels.cuda.kernel import cuda_int4, cuda_kernel, cuda_tile, cuda_unit
 from tvm_mpq.kernels.cuda.space import cuda_space
 from tvm_mpq.kernels.cuda.tile import CudaTile
-from tvm_mpq.kernels.depthwise import (
-    DepthwiseTile,
-    default_depthwise_tile,
-    depthwise,
-    depthwise_tiles,
-    schedule_depthwise,
-)
+from tvm_mpq.kernels.depthwise import DepthwiseTile
+from tvm_mpq.kernels.depthwise_programs import DepthwiseKernel
 from tvm_mpq.kernels.intrinsic import (
-    FLOAT,
     HALF_CODES,
-    INTEGER,
     NEON,
     Intrinsic,
     float_intrinsic,
@@ -37,12 +29,6 @@ from tvm_mpq.kernels.intrinsic import (
     intrinsic,
     narrow_intrinsic,
     winograd_intrinsic,
-)
-from tvm_mpq.kernels.neon_dot_depthwise import (
-    default_dot_tile,
-    dot_depthwise,
-    dot_depthwise_fits,
-    dot_tiles,
 )
 from tvm_mpq.kernels.packed_rows import (
     INPUT_OFFSET,
@@ -54,13 +40,7 @@ from tvm_mpq.kernels.packed_rows import (
     packed_rows_tiles,
 )
 from tvm_mpq.kernels.packed_rows_program import packed_rows
-from tvm_mpq.kernels.pair_depthwise import pair_depthwise
-from tvm_mpq.kernels.pair_depthwise_tile import (
-    PairDepthwiseTile,
-    default_pair_tile,
-    pair_lanes,
-    pair_tiles,
-)
+from tvm_mpq.kernels.pair_depthwise_tile import PairDepthwiseTile
 from tvm_mpq.kernels.schedule_convolution import schedule_convolution
 from tvm_mpq.kernels.tiles import ConvolutionTile, convolution_tiles, default_convolution_tile
 from tvm_mpq.kernels.weight_only import (
@@ -293,41 +273,19 @@ class KernelSpec:
             return default_packed_rows_tile(self.packed_rows)
         if self.family == "weight_only":
             return default_weight_only_tile(self.weight_only)
-        if self._by_dots:
-            return default_dot_tile(self.shape)
-        if self.pair_lanes is not None:
-            return default_pair_tile(self.shape, self.pair_lanes, self._vector_registers)
         if self.family == "depthwise":
-            return default_depthwise_tile(self.shape, self._depthwise_lanes, self.in_dtype)
+            return self.depthwise.default_tile()
         return default_convolution_tile(self.shape, self.row, self.in_place)
 
     @property
-    def _depthwise_lanes(self) -> int:
-        """The channels of a vector of a depthwise convolution: bytes on NEON are widened from eight at a time."""
-        lanes = FLOAT[self.instruction].lanes
-        return 2 * lanes if self.in_dtype == "uint8" and self.instruction in NEON else lanes
-
-    @property
-    def _by_dots(self) -> bool:
-        """Whether this is a depthwise convolution by ARM's dot products."""
-        dots = self.family == "depthwise" and INTEGER[self.instruction].family in ("sdot", "usdot")
-        return dots and dot_depthwise_fits(self.shape, self.in_dtype)
+    def depthwise(self) -> DepthwiseKernel:
+        """The programs of a kernel of family ``depthwise``."""
+        return DepthwiseKernel(self.shape, self.in_dtype, self.out, self.instruction, self.float_weight)
 
     @property
     def pair_lanes(self) -> int | None:
         """The results of a vector of a depthwise convolution by x86's products of pairs; None for any other kernel."""
-        x86 = INTEGER[self.instruction].family in ("pmaddwd", "vpdpbusd")
-        if self.family != "depthwise" or self.in_dtype != "uint8" or not x86:
-            return None
-        return pair_lanes(self.shape, INTEGER[self.instruction].lanes)
-
-    @property
-    def _vector_registers(self) -> int:
-        return INTEGER[self.instruction].registers
-
-    def _tap(self, tile: DepthwiseTile) -> str | None:
-        simple = self.shape.in_channels == self.shape.out_channels and self.in_dtype == "uint8"
-        return neon_depthwise.tap(tile.vector) if simple and self.instruction in NEON else None
+        return self.depthwise.pair_lanes if self.family == "depthwise" else None
 
     def space(self) -> list[Tile]:
         """Every tile worth trying that the templates can make, of each algorithm; the default first.
@@ -339,12 +297,8 @@ class KernelSpec:
             return [*cuda_space(base)]
         default = base.faster().default_tile()
         tiles: list[Tile] = [default]
-        if base._by_dots:
-            tiles += dot_tiles(base.shape)
-        elif base.pair_lanes is not None:
-            tiles += pair_tiles(base.shape, base.pair_lanes, base._vector_registers)
-        elif base.family == "depthwise":
-            tiles += depthwise_tiles(base.shape, FLOAT[base.instruction], base.in_dtype)
+        if base.family == "depthwise":
+            tiles += base.depthwise.tiles()
         elif base.family == "weight_only":
             tiles += weight_only_tiles(base.weight_only)
         else:
@@ -363,9 +317,7 @@ class KernelSpec:
         if self.instruction in CUDA or self.family in ("packed_rows", "winograd", "weight_only"):
             return self.schedule().with_attr(ATTRIBUTE, self.to_json())
         if self.family == "depthwise":
-            definition = depthwise(
-                self.shape, self.in_dtype, self.out, self.float_weight, self.instruction in NEON
-            )
+            definition = self.depthwise.define()
         else:
             definition = convolution(
                 self.shape, self.in_dtype, self.out, self.row, 1, self.weight_group, self.adds
@@ -386,18 +338,8 @@ class KernelSpec:
         if isinstance(tile, WeightOnlyTile):
             program = weight_only_panel if tile.panel else weight_only
             return program(self.weight_only, self.out, tile)
-        if isinstance(tile, PairDepthwiseTile):
-            assert self.pair_lanes is not None
-            return pair_depthwise(self.shape, self.out, self.pair_lanes, tile)
-        if isinstance(tile, DepthwiseTile) and self._by_dots:
-            family = INTEGER[self.instruction].family
-            assert family is not None
-            return dot_depthwise(self.shape, self.out, family, tile)
-        if isinstance(tile, DepthwiseTile):
-            definition = depthwise(
-                self.shape, self.in_dtype, self.out, self.float_weight, self.instruction in NEON
-            )
-            return schedule_depthwise(definition, self.shape, tile, self._tap(tile))
+        if isinstance(tile, (DepthwiseTile, PairDepthwiseTile)):
+            return self.depthwise.schedule(tile)
         assert isinstance(tile, ConvolutionTile)
         definition = convolution(
             self.shape, self.in_dtype, self.out, self.row, tile.rows, self.weight_group, self.adds
