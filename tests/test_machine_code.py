@@ -1,0 +1,54 @@
+"""What LLVM makes of AVX2's kernels: that the tricks which keep it from worse code still work."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import tvm
+from kernel_runner import target_of
+
+from tvm_mpq.kernels.convolution import ConvolutionShape, Output
+from tvm_mpq.kernels.spec import KernelSpec
+from tvm_mpq.kernels.tiles import ConvolutionTile
+
+SAME = (1, 1, 1, 1)
+
+
+def assembly(spec: KernelSpec, tile: ConvolutionTile | None = None) -> list[str]:
+    """The instructions of the kernel, which the machine that runs the test need not have."""
+    module = tvm.IRModule({"main": spec.schedule(tile)})
+    built = tvm.compile(module, target=target_of(spec.instruction).tvm_target())
+    lines = str(built.mod.inspect_source("asm")).splitlines()
+    return [line.strip() for line in lines if line.startswith("\t") and not line.startswith("\t.")]
+
+
+def spec_of(shape: ConvolutionShape, words: int = 1) -> KernelSpec:
+    return KernelSpec("conv2d", shape, "uint8", Output("uint8"), "avx2", int16_words=words)
+
+
+@pytest.mark.parametrize("words", [1, 2])
+@pytest.mark.parametrize(("rows", "blocks"), [(1, 8), (2, 4), (3, 4), (4, 2)])
+def test_weights_are_operands_in_memory(rows: int, blocks: int, words: int) -> None:
+    spec = spec_of(ConvolutionShape(1, 12, 12, 256, 256), words)
+    lines = assembly(spec, ConvolutionTile(rows, blocks, 12, 32 // blocks, 1, False))
+    products = [line for line in lines if line.startswith("vpmaddubsw")]
+    assert len(products) == rows * blocks * words
+    assert all(re.search(r"\(%r", line) for line in products)
+    # No result goes to the stack and back between two steps of the reduction.
+    first, last = (lines.index(line) for line in (products[0], products[-1]))
+    assert not [line for line in lines[first:last] if line.startswith("vmov") and "(%rsp)" in line]
+
+
+@pytest.mark.parametrize("channels", [3, 64])
+def test_padding_is_copied_in_vectors(channels: int) -> None:
+    lines = assembly(spec_of(ConvolutionShape(1, 14, 14, channels, 32, (3, 3), (2, 2), SAME)))
+    assert len([line for line in lines if re.match(r"(movzbl|movb|vpinsrb|vpextrb)\b", line)]) < 60
+
+
+def test_results_are_narrowed_in_whole_registers() -> None:
+    lines = assembly(spec_of(ConvolutionShape(1, 12, 12, 64, 64)), ConvolutionTile(1, 8, 12, 1, 2, False))
+    counts = {
+        name: sum(line.startswith(name) for line in lines) for name in ("vcvtps2dq", "vpackuswb", "vpermd")
+    }
+    assert counts == {"vcvtps2dq": 8, "vpackuswb": 2, "vpermd": 2}
