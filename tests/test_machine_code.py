@@ -7,7 +7,9 @@ import re
 import pytest
 import tvm
 from kernel_runner import target_of
+from tvm.tirx import PrimFunc
 
+from tvm_mpq.cost.loops import find_step, multiply_loop
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.kernels.tiles import ConvolutionTile
@@ -17,8 +19,11 @@ SAME = (1, 1, 1, 1)
 
 def assembly(spec: KernelSpec, tile: ConvolutionTile | None = None) -> list[str]:
     """The instructions of the kernel, which the machine that runs the test need not have."""
-    module = tvm.IRModule({"main": spec.schedule(tile)})
-    built = tvm.compile(module, target=target_of(spec.instruction).tvm_target())
+    return instructions(spec.schedule(tile))
+
+
+def instructions(function: PrimFunc) -> list[str]:
+    built = tvm.compile(tvm.IRModule({"main": function}), target=target_of("avx2").tvm_target())
     lines = str(built.mod.inspect_source("asm")).splitlines()
     return [line.strip() for line in lines if line.startswith("\t") and not line.startswith("\t.")]
 
@@ -52,3 +57,8 @@ def test_results_are_narrowed_in_whole_registers() -> None:
         name: sum(line.startswith(name) for line in lines) for name in ("vcvtps2dq", "vpackuswb", "vpermd")
     }
     assert counts == {"vcvtps2dq": 8, "vpackuswb": 2, "vpermd": 2}
+
+
+def test_a_peaks_loop_of_many_words_holds_each_product_once() -> None:
+    lines = instructions(multiply_loop(find_step("pmaddubsw256x16"), 10, 1))
+    assert sum(line.startswith("vpmaddubsw") for line in lines) == 160

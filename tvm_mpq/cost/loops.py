@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import Expr, PrimFunc
 
@@ -93,14 +94,18 @@ def _pmaddubsw(lanes: int, words: int, x: Expr, w: Expr) -> Expr:
     """The int16 sums of ``words`` products, each of another operand so that none is left away, widened and added."""
     name = {4: "ssse3.pmadd.ub.sw.128", 8: "avx2.pmadd.ub.sw", 16: "avx512.pmaddubs.w.512"}[lanes]
     quads, pairs = f"int8x{4 * lanes}", f"int16x{2 * lanes}"
-    total: Expr | None = None
-    for _ in range(words):
-        left = T.reinterpret(
-            x if total is None else T.reinterpret(total, dtype=f"int32x{lanes}"), dtype=f"u{quads}"
-        )
-        product = _call(name, pairs, left, T.reinterpret(w, dtype=quads))
-        total = product if total is None else total + product
-    return x + _pmaddwd(lanes, T.reinterpret(total, dtype=f"int32x{lanes}"), w)
+    # Each sum is used twice: without a name for it, sixteen words would be 65 thousand expressions.
+    sums = [tirx.Var(f"sum{word}", pairs) for word in range(words)]
+    values: list[Expr] = []
+    for word in range(words):
+        left = x if word == 0 else T.reinterpret(sums[word - 1], dtype=f"int32x{lanes}")
+        operands = T.reinterpret(left, dtype=f"u{quads}"), T.reinterpret(w, dtype=quads)
+        product = _call(name, pairs, *operands)
+        values.append(product if word == 0 else sums[word - 1] + product)
+    result = x + _pmaddwd(lanes, T.reinterpret(sums[-1], dtype=f"int32x{lanes}"), w)
+    for variable, value in zip(reversed(sums), reversed(values), strict=True):
+        result = tirx.Let(variable, value, result)
+    return result
 
 
 def _vpdpbusd(lanes: int, x: Expr, w: Expr) -> Expr:
