@@ -28,6 +28,24 @@ def store(buffer: Buffer, at: Sequence[Expr | int], value: Expr) -> None:
     T.buffer_store(buffer, value, list(at))
 
 
+class When:
+    """``with When(conditions):`` emits an If of them all, or nothing for none."""
+
+    def __init__(self, conditions: Sequence[Expr]) -> None:
+        condition: Expr | None = None
+        for each in conditions:
+            condition = each if condition is None else T.And(condition, each)
+        self.frames = [] if condition is None else [T.If(condition), T.Then()]
+
+    def __enter__(self) -> None:
+        for frame in self.frames:
+            frame.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        for frame in reversed(self.frames):
+            frame.__exit__(*error)
+
+
 @contextmanager
 def program() -> Iterator[IRBuilder]:
     """A function being built: parameters first, then ``with T.sblock("root")``, which TVM's analyses look for."""
@@ -35,3 +53,21 @@ def program() -> Iterator[IRBuilder]:
         T.func_name("main")
         T.func_attr({PROGRAM: True})
         yield builder
+
+
+def store_vector(
+    result: Buffer, value: Expr, row: Expr, channel: Expr, lanes: int, conditions: Sequence[Expr] = ()
+) -> None:
+    """Store ``lanes`` results at ``result[row, channel:]`` under ``conditions``.
+
+    Where the channels fill no whole vectors, those past the last are left out.
+    """
+    channels = int(result.shape[1])
+    if channels % lanes == 0:
+        with When(conditions):
+            T.buffer_store(result, value, [row, T.ramp(channel, 1, lanes)])
+        return
+    ragged = scratch(lanes, str(result.dtype))
+    T.buffer_store(ragged, value, [T.ramp(0, 1, lanes)])
+    with When(conditions), T.serial(0, T.max(0, T.min(lanes, channels - channel))) as lane:
+        T.buffer_store(result, ragged[lane], [row, channel + lane])

@@ -15,7 +15,7 @@ with first = h·stride // 4 and phase = h·stride mod 4. Every staged vector ser
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
@@ -24,8 +24,8 @@ from tvm.tirx import Buffer, Expr, PrimFunc
 from tvm_mpq.kernels import neon
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, activate
 from tvm_mpq.kernels.depthwise import DepthwiseTile, task_rows
-from tvm_mpq.kernels.emit import When
-from tvm_mpq.kernels.emitting import argument, program, scratch, store
+from tvm_mpq.kernels.depthwise_emitting import arguments, windows
+from tvm_mpq.kernels.emitting import When, program, scratch, store
 from tvm_mpq.kernels.neon_requantize import neon_requantize_vector
 
 CHANNELS = 16
@@ -125,12 +125,7 @@ class _Program:
         s, channels = self.shape, self.shape.out_channels
         row_tasks = s.out_height // self.tile.rows
         with program() as builder:
-            self.x = argument("x", (s.batch * s.height * s.width, channels), "uint8")
-            self.weight = argument("weight", (*s.kernel, channels), "int8")
-            self.bias = argument("bias", (channels,), "int32")
-            self.multiplier = argument("multiplier", (channels,), "float32")
-            self.grid = argument("grid", (2,), "int32")
-            self.result = argument("out", (s.rows, channels), self.out.dtype)
+            self.x, self.weight, self.bias, self.multiplier, self.grid, self.result = arguments(s, self.out)
             with T.sblock("root"):
                 T.reads()
                 T.writes()
@@ -244,7 +239,7 @@ class _Program:
                 for each in vectors:
                     place = ((group + g) * _line(s) + left * s.stride[1] + w) * (4 * CHANNELS) + 16 * each
                     read = self.stage[T.ramp(place, 1, 16)]
-                    for column, tap in _windows(w, columns, s):
+                    for column, tap in windows(w, columns, s):
                         taps = self.taps[self._tap_at(index, g, tap, each, 16)]
                         total = neon.dot(self.family, acc[at(column, each)], read, taps)
                         store(acc, [at(column, each)], total)
@@ -268,14 +263,6 @@ class _Program:
                 lanes = [tirx.const(each * width + lane, "int32") for lane in range(width)]
                 result = tirx.Shuffle([results], lanes) if count > 1 else results
                 store(self.result, [line * self.shape.out_width + left + column + each, channels], result)
-
-
-def _windows(w: int, columns: int, shape: ConvolutionShape) -> Iterator[tuple[int, int]]:
-    """The output columns of a tile whose windows hold its input column ``w``, and the tap that it meets there."""
-    for column in range(columns):
-        tap = w - column * shape.stride[1]
-        if 0 <= tap < shape.kernel[1]:
-            yield column, tap
 
 
 def _interleaved(rows: list[Expr]) -> Expr:

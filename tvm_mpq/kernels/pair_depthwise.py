@@ -24,8 +24,8 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
 from tvm.tirx import Expr, PrimFunc
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, activate
-from tvm_mpq.kernels.emit import When
-from tvm_mpq.kernels.emitting import argument, program, scratch, store
+from tvm_mpq.kernels.depthwise_emitting import arguments, windows
+from tvm_mpq.kernels.emitting import When, program, scratch, store
 from tvm_mpq.kernels.pair_depthwise_tile import (
     PairDepthwiseTile,
     most_window_pairs,
@@ -58,12 +58,7 @@ class _Program:
         groups = -(-channels // self.channels) // self.tile.blocks
         row_tasks = s.out_height // self.tile.rows
         with program() as builder:
-            self.x = argument("x", (s.batch * s.height * s.width, channels), "uint8")
-            self.weight = argument("weight", (*s.kernel, channels), "int8")
-            self.bias = argument("bias", (channels,), "int32")
-            self.multiplier = argument("multiplier", (channels,), "float32")
-            self.grid = argument("grid", (2,), "int32")
-            self.result = argument("out", (s.rows, channels), self.out.dtype)
+            self.x, self.weight, self.bias, self.multiplier, self.grid, self.result = arguments(s, self.out)
             with T.sblock("root"):
                 T.reads()
                 T.writes()
@@ -230,7 +225,7 @@ class _Program:
         for p, pair in enumerate(pairs):
             for w in range((columns - 1) * s.stride[1] + s.kernel[1]):
                 read = T.bind(self._load(pair + (left * s.stride[1] + w) * 2 + vector))
-                for column, tap in _windows(w, columns, s):
+                for column, tap in windows(w, columns, s):
                     taps = self._load(self._tap(index, p, tap) + vector)
                     product = call_llvm(PMADDWD[lanes], f"int32x{lanes}", read, taps)
                     sums[column] = T.bind(_in_order(sums[column] + product, lanes))
@@ -285,14 +280,6 @@ def _cases(conditions: list[Expr], emit: Callable[[list[bool]], None], known: tu
             _cases(conditions, emit, (*known, True))
         with T.Else():
             _cases(conditions, emit, (*known, False))
-
-
-def _windows(w: int, columns: int, shape: ConvolutionShape) -> Iterator[tuple[int, int]]:
-    """The output columns of a tile whose windows hold its input column ``w``, and the tap that it meets there."""
-    for column in range(columns):
-        tap = w - column * shape.stride[1]
-        if 0 <= tap < shape.kernel[1]:
-            yield column, tap
 
 
 def _shuffle(vectors: list[Expr], lanes: list[int]) -> Expr:

@@ -17,7 +17,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
 from tvm.tirx import Buffer, Expr, PrimFunc
 
 from tvm_mpq.kernels.convolution import Output, activate
-from tvm_mpq.kernels.emit import argument, scratch, store_vector
+from tvm_mpq.kernels.emitting import argument, scratch, store_vector
 from tvm_mpq.kernels.weight_only import BLOCK, WeightOnlyGeometry, WeightOnlyTile
 
 

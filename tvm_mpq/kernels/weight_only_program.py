@@ -21,7 +21,7 @@ from tvm.tirx import Expr, PrimFunc
 
 from tvm_mpq.kernels import neon
 from tvm_mpq.kernels.convolution import Output, activate
-from tvm_mpq.kernels.emit import argument, scratch, store_vector
+from tvm_mpq.kernels.emitting import argument, scratch, store_vector
 from tvm_mpq.kernels.tensor_intrinsics import PMADDUBSW, PMADDWD, VPDPBUSD, call_llvm
 from tvm_mpq.kernels.weight_only import BLOCK, DIGITS, WeightOnlyGeometry, WeightOnlyTile
 

@@ -21,7 +21,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
 from tvm.tirx import Buffer, Expr, PrimFunc
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, activate
-from tvm_mpq.kernels.emit import When, argument, scratch, store_vector
+from tvm_mpq.kernels.emitting import When, argument, scratch, store_vector
 from tvm_mpq.kernels.intrinsic import Intrinsic
 from tvm_mpq.kernels.narrow_weights import stored_dtype, widened
 from tvm_mpq.kernels.requantize import requantize_vector

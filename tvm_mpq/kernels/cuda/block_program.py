@@ -23,8 +23,7 @@ from tvm_mpq.kernels.convolution import (
 from tvm_mpq.kernels.cuda.patches import Place, place
 from tvm_mpq.kernels.cuda.stages import Each
 from tvm_mpq.kernels.cuda.tile import CudaTile
-from tvm_mpq.kernels.emit import When
-from tvm_mpq.kernels.emitting import argument, program
+from tvm_mpq.kernels.emitting import When, argument, program
 from tvm_mpq.kernels.intrinsic import Intrinsic
 from tvm_mpq.kernels.narrow_weights import stored_dtype
 from tvm_mpq.kernels.requantize import requantize

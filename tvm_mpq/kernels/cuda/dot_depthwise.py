@@ -13,8 +13,7 @@ from tvm_mpq.kernels.convolution import ConvolutionShape, Output, activate
 from tvm_mpq.kernels.cuda.block_program import all_of
 from tvm_mpq.kernels.cuda.schedule_threads import THREADS
 from tvm_mpq.kernels.cuda.words import dot, flipped, transposed
-from tvm_mpq.kernels.emit import When
-from tvm_mpq.kernels.emitting import argument, program
+from tvm_mpq.kernels.emitting import When, argument, program
 from tvm_mpq.kernels.requantize import requantize
 
 TAPS = 4

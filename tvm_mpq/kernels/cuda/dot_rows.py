@@ -18,7 +18,7 @@ from tvm_mpq.kernels.cuda.block_program import BlockProgram, Problem, all_of, sh
 from tvm_mpq.kernels.cuda.patches import vector_of
 from tvm_mpq.kernels.cuda.tile import FRAGMENT, WARP, CudaTile
 from tvm_mpq.kernels.cuda.words import codes_of_nibbles, dot, flipped
-from tvm_mpq.kernels.emit import When
+from tvm_mpq.kernels.emitting import When
 
 MOST_ROWS = 4
 _PARTS = 8

@@ -26,8 +26,7 @@ from tvm_mpq.kernels.cuda.squares import SquareProduct, square_tile
 from tvm_mpq.kernels.cuda.stages import MOST_UNROLLED, Each, Stage, run_stages
 from tvm_mpq.kernels.cuda.tile import FRAGMENT, PART, STEP, CudaTile, spread_tile
 from tvm_mpq.kernels.cuda.units import with_work
-from tvm_mpq.kernels.emit import When
-from tvm_mpq.kernels.emitting import argument, program
+from tvm_mpq.kernels.emitting import When, argument, program
 
 _MOST_DEPTH = 4
 _PAD = 8

@@ -10,8 +10,7 @@ from tvm.tirx import Buffer, Expr, PrimFunc
 
 from tvm_mpq.kernels.cuda.block_program import shared
 from tvm_mpq.kernels.cuda.tile import WARP
-from tvm_mpq.kernels.emit import When
-from tvm_mpq.kernels.emitting import argument, program, store
+from tvm_mpq.kernels.emitting import When, argument, program, store
 from tvm_mpq.kernels.rows import LOWEST, Combine
 
 _ROWS = 4

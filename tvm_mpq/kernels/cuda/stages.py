@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
 from tvm.tirx import Buffer, Expr
 
-from tvm_mpq.kernels.emit import When
+from tvm_mpq.kernels.emitting import When
 
 MOST_UNROLLED = 16
 """Turns of a loop over a thread's parts that are unrolled. All their loads go ahead of their stores."""
