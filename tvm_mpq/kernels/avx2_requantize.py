@@ -15,7 +15,7 @@ from tvm.ir import Call
 from tvm.script import tirx as T  # noqa: N812 (TVM's own spelling)
 from tvm.tirx import Expr
 
-from tvm_mpq.kernels.late_operation import join, lanes_of, part, plain_requantization, register
+from tvm_mpq.kernels.late_operation import join, lanes_of, part, plain_requantization, register, saturated
 from tvm_mpq.kernels.tensor_intrinsics import call_llvm
 
 _OPERATION = "tirx.mpq_avx2_requantize"
@@ -29,8 +29,8 @@ def avx2_requantize(accumulator: Expr, multiplier: Expr, zero_point: Expr) -> Ex
 def _lowered(call: Call) -> Expr:
     lanes = lanes_of(call)
     accumulator, multiplier, zero_point = call.args
-    if lanes == 8:
-        return _clipped(_rounded(accumulator, multiplier) + zero_point)
+    if lanes == 8:  # LLVM narrows half a register as well
+        return saturated(_rounded(accumulator, multiplier) + zero_point)
     if lanes % 16:
         return plain_requantization(accumulator, multiplier, zero_point, lanes)
     width = 32 if lanes % 32 == 0 else 16
@@ -51,12 +51,6 @@ def _vector(accumulator: Expr, multiplier: Expr, zero_point: Expr) -> Expr:
     words = [0, 4, 1, 5, 2, 6, 3, 7] if lanes == 32 else [0, 4, 1, 5]
     ordered = tirx.Shuffle([T.reinterpret(bytes_, dtype="int32x8")], [tirx.const(w, "int32") for w in words])
     return T.reinterpret(ordered, dtype=f"uint8x{lanes}")
-
-
-def _clipped(codes: Expr) -> Expr:
-    """Of eight lanes: LLVM narrows half a register as well."""
-    low, high = (T.broadcast(tirx.const(bound, "int32"), 8) for bound in (0, 255))
-    return T.Cast("uint8x8", tirx.max(tirx.min(codes, high), low))
 
 
 def _rounded(accumulator: Expr, multiplier: Expr) -> Expr:

@@ -27,15 +27,19 @@ def plain_requantization(accumulator: Expr, multiplier: Expr, zero_point: Expr, 
     def of(dtype: str) -> str:
         return dtype if lanes == 1 else f"{dtype}x{lanes}"
 
-    def bound(value: int, dtype: str) -> Expr:
-        number = tirx.const(value, dtype)
-        return number if lanes == 1 else T.broadcast(number, lanes)
-
     product = T.Cast(of("float32"), accumulator) * multiplier
     rounded = tirx.call_llvm_pure_intrin(of("float32"), "llvm.roundeven", product)
-    code = T.Cast(of("int32"), rounded) + zero_point
-    code = tirx.max(tirx.min(code, bound(255, "int32")), bound(0, "int32"))
-    return T.Cast(of("uint8"), code)
+    return saturated(T.Cast(of("int32"), rounded) + zero_point)
+
+
+def saturated(codes: Expr) -> Expr:
+    """uint8 of int32 codes, those outside 0 … 255 being the nearer bound."""
+    lanes = lanes_of(codes)
+    low, high = (tirx.const(bound, "int32") for bound in (0, 255))
+    if lanes == 1:
+        return T.Cast("uint8", tirx.max(tirx.min(codes, high), low))
+    low, high = T.broadcast(low, lanes), T.broadcast(high, lanes)
+    return T.Cast(f"uint8x{lanes}", tirx.max(tirx.min(codes, high), low))
 
 
 def lanes_of(x: Expr) -> int:

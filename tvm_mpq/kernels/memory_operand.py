@@ -23,11 +23,13 @@ def imported() -> str:
     return "\n".join([_DECLARED, *(_function(words) for words in range(1, MOST_WORDS + 1)), _ATTRIBUTES])
 
 
-def multiply(accumulator: Expr, activations: Sequence[Expr], weights: Expr) -> Expr:
+def multiply(accumulator: Expr, activations: Sequence[Expr], weights: Expr, multiplier: None = None) -> Expr:
     """New int32x8 accumulator: plus u8×s8 products, all words' added in int16 and widened once.
 
-    ``activations``: a word of 32 bits each, in all lanes (int32x8); ``weights``: the address of so many int8x32.
+    ``activations``: a word of 32 bits each, in all lanes (int32x8); ``weights``: the address of so many int8x32. There
+    is no step with a ``multiplier``.
     """
+    assert multiplier is None
     name = f"tvm_mpq_pmaddubsw256x{len(activations)}"
     return T.call_pure_extern(name, accumulator, *activations, weights, dtype=f"int32x{LANES}")
 

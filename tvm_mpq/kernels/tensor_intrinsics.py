@@ -128,7 +128,9 @@ def _implementation(step: Step) -> PrimFunc:
         words = [A.vload([word * per], f"{step.activation}x{per}") for word in range(step.words)]
         return [T.broadcast(T.reinterpret(word, dtype="int32"), lanes) for word in words]
 
-    def weights(B: T.Buffer) -> list[Expr]:
+    def weights(B: T.Buffer) -> Any:
+        if step.from_memory:
+            return B.access_ptr("r")
         vectors = [B.vload([word, 0, 0], f"{stored}x{lanes * per}") for word in range(shape[0])]
         return (
             [half for vector in vectors for half in unpack_nibbles(vector, lanes * per)]
@@ -136,25 +138,10 @@ def _implementation(step: Step) -> PrimFunc:
             else vectors
         )
 
-    if step.from_memory:
-
-        @T.prim_func(s_tir=True)
-        def from_memory(
-            A: T.Buffer((group,), step.activation, offset_factor=1),
-            B: T.Buffer(shape, stored, offset_factor=1),
-            C: T.Buffer((lanes,), accumulator, offset_factor=1),
-        ) -> None:
-            with T.sblock("root"):
-                T.reads(C[0:lanes], A[0:group], B[0 : shape[0], 0:lanes, 0:per])
-                T.writes(C[0:lanes])
-                C[T.ramp(T.int32(0), 1, lanes)] = memory_operand.multiply(
-                    C.vload([0], f"{accumulator}x{lanes}"), activations(A), B.access_ptr("r")
-                )
-
-        return from_memory
-
     multiply: Any
-    if step.family in neon.FAMILIES:
+    if step.from_memory:
+        multiply = memory_operand.multiply
+    elif step.family in neon.FAMILIES:
         multiply = neon.multiplication(step.family, step.words, step.weight)
     else:
         multiply = _FAMILIES[step.family](lanes)
