@@ -69,15 +69,14 @@ def default_convolution_tile(
     row_tiles = _row_tiles(shape, intrinsic, rows, threads)
     column_tiles = columns
     # Where rows are few and channels many, tasks take all rows and part of the weights: each weight is read once.
-    all_rows_fit = tiles * tile_bytes <= _WHOLE_BYTES and columns >= 4 * threads
-    by_columns = tiles // row_tiles < 2 * threads or all_rows_fit
+    all_rows = tiles * tile_bytes <= _WHOLE_BYTES and columns >= 4 * threads
+    by_columns = tiles // row_tiles < 2 * threads or all_rows
     if intrinsic.from_memory and columns >= 4 * threads and not by_columns:
         # Or where that moves less through the second cache: patches once a column tile, not weights once a task.
         weights = blocks * intrinsic.lanes * shape.reduction(intrinsic.group)
-        all_rows_fit = weights > _SECOND_CACHE and columns * tile_bytes < weights / row_tiles
-        by_columns = all_rows_fit
+        by_columns = all_rows = weights > _SECOND_CACHE and columns * tile_bytes < weights / row_tiles
     if by_columns:
-        row_tiles = tiles if all_rows_fit else row_tiles
+        row_tiles = tiles if all_rows else row_tiles
         column_tiles = max(d for d in _divisors(columns) if columns // d >= min(columns, 4 * threads))
     # Floats need the loop overhead hidden; integers gain nothing from more and grow the code.
     # A step of NEON is up to sixteen products long already.
@@ -205,6 +204,8 @@ def _cost(
     if intrinsic.activation == "float32" and intrinsic.weight != "float32":
         others += 2 * blocks  # to widen a vector of weights
     loads = words * (rows + blocks * (0.5 if intrinsic.nibbles else 1.0))
+    if intrinsic.family == "pmaddubsw":
+        loads += 0.5 * words * blocks  # whole vectors from memory, in each row of the tile
     # Two loads, two multiplies and some three of all a cycle; short accumulation chains do not hide the latency.
     cycles = max(multiplies / 2, (multiplies + others) / 3.3, loads / 2)
     cycles = max(cycles, 4.0 if intrinsic.accumulator == "float32" else 1.0)
