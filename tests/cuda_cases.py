@@ -10,7 +10,7 @@ import pytest
 import tvm
 from cuda_texts import require_compiler
 from emulated_cases import Case, multiply_groups
-from reference import convolve, quantized_convolution
+from reference import convolve, half_extreme, quantized_convolution
 from tvm.tirx import PrimFunc
 
 from tvm_mpq.cuda import nvcc
@@ -50,8 +50,8 @@ def gpu_case(
         each = [bias] if spec.weight_dtype != "int8" else [bias, scale]
         constants = [layout.pack_each(values.astype(np.float32)) for values in each]
         return Case(spec.schedule(tile), (_rows(x.astype(np.float32)), *weights, *constants), sums)
-    q = np.where(rng.random(image) < 0.5, rng.choice([0, 255], image), rng.integers(0, 256, image))
-    q, (weights, codes) = q.astype(np.uint8), _codes(spec, rng, filters)
+    q = half_extreme(rng, 0, 255, image).astype(np.uint8)
+    weights, codes = _codes(spec, rng, filters)
     most = 2 ** (spec.weight_bits - 1) - 1
     bias = rng.integers(-5000, 5000, shape.out_channels).astype(np.int32)
     multiplier = (rng.random(shape.out_channels) / most / np.sqrt(codes[0].size)).astype(np.float32)
@@ -61,11 +61,7 @@ def gpu_case(
     folded = fold_zero_point(bias, codes, zeros[0] - offset)
     constants = [*weights, layout.pack_each(folded), layout.pack_each(multiplier)]
     arguments = (_rows(q), *constants, np.array(zeros, np.int32))
-    if spec.out.dtype == "uint8":
-        expected = quantized_convolution(q, codes, bias, multiplier, zeros, shape)
-    else:
-        sums = convolve(q.astype(np.int64) - zeros[0], codes.astype(np.int64), shape) + bias
-        expected = sums.reshape(shape.rows, -1).astype(np.int32).astype(np.float32) * multiplier
+    expected = quantized_convolution(q, codes, bias, multiplier, zeros, shape, spec.out)
     return Case(spec.schedule(tile), arguments, expected)
 
 
@@ -74,9 +70,7 @@ def _codes(
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Integer weights as the kernel reads them, its groups' factors with them, and the int8 codes they stand for."""
     layout, most = weight_layout(spec), 2 ** (spec.weight_bits - 1) - 1
-    codes = np.where(
-        rng.random(filters) < 0.5, rng.choice([-most, most], filters), rng.integers(-most, most + 1, filters)
-    ).astype(np.int8)
+    codes = half_extreme(rng, -most, most, filters).astype(np.int8)
     if not spec.weight_group:
         return [layout.pack(codes)], codes
     size = (filters[0], spec.shape.kernel[0], -(-spec.shape.run // spec.weight_group))

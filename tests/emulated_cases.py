@@ -11,7 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from reference import convolve, quantized_average, quantized_convolution, quantized_sum, rescaled
+from reference import (
+    convolve,
+    half_extreme,
+    quantized_average,
+    quantized_convolution,
+    quantized_sum,
+    rescaled,
+)
 from tvm.tirx import PrimFunc
 
 from tvm_mpq.kernels import elementwise, pooling
@@ -194,12 +201,9 @@ def weighted(spec: KernelSpec, across: int = 2) -> Case:
         elif spec.weight_dtype != "float32":
             values[0] = to_half(values[0], spec.weight_dtype)
         return Case(spec.schedule(tile), (_rows(x.astype(np.float32)), *_pack(spec, *values)), sums)
-    q = np.where(rng.random(image) < 0.5, rng.choice([0, 255], image), rng.integers(0, 256, image))
     most = 2 ** (spec.weight_bits - 1) - 1
-    codes = np.where(
-        rng.random(filters) < 0.5, rng.choice([-most, most], filters), rng.integers(-most, most + 1, filters)
-    )
-    q, codes, factors = q.astype(np.uint8), codes.astype(np.int8), None
+    q = half_extreme(rng, 0, 255, image).astype(np.uint8)
+    codes, factors = half_extreme(rng, -most, most, filters).astype(np.int8), None
     multiplied = codes
     if spec.weight_group:
         count = -(-shape.run // spec.weight_group)
@@ -220,11 +224,7 @@ def weighted(spec: KernelSpec, across: int = 2) -> Case:
         *_pack(spec, codes, folded, multiplier, factors=factors),
         np.array(ZEROS, np.int32),
     )
-    if spec.out.dtype == "uint8":
-        expected = quantized_convolution(q, multiplied, bias, multiplier, ZEROS, shape)
-    else:
-        acc = convolve(q.astype(np.int64) - ZEROS[0], multiplied.astype(np.int64), shape) + bias
-        expected = acc.reshape(shape.rows, -1).astype(np.int32).astype(np.float32) * multiplier
+    expected = quantized_convolution(q, multiplied, bias, multiplier, ZEROS, shape, spec.out)
     return Case(spec.schedule(tile), arguments, expected)
 
 

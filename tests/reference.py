@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tvm_mpq.kernels.convolution import ConvolutionShape
+from tvm_mpq.kernels.convolution import ConvolutionShape, Output
 from tvm_mpq.quantization.addition import addition_factors
 from tvm_mpq.quantization.grid import Grid
 from tvm_mpq.quantization.requantize import requantize
@@ -59,13 +59,29 @@ def convolve_transposed(
     return full[:, padding[0] : padding[0] + out[0], padding[1] : padding[1] + out[1]]
 
 
+def half_extreme(rng: np.random.Generator, low: int, high: int, shape: tuple[int, ...]) -> Array:
+    """int64 in low … high, a half of them one or the other."""
+    return np.where(
+        rng.random(shape) < 0.5, rng.choice([low, high], shape), rng.integers(low, high + 1, shape)
+    )
+
+
 def quantized_convolution(
-    q: Array, codes: Array, bias: Array, multiplier: Array, zeros: tuple[int, int], shape: ConvolutionShape
+    q: Array,
+    codes: Array,
+    bias: Array,
+    multiplier: Array,
+    zeros: tuple[int, int],
+    shape: ConvolutionShape,
+    out: Output | None = None,
 ) -> Array:
-    """q uint8 [N, H, W, C], codes int8 [O, …], bias int32 [O], multiplier float32 [O] → uint8 [rows, O]."""
+    """q uint8 [N, H, W, C], codes int8 [O, …], bias int32 [O], multiplier float32 [O] → ``out`` (uint8) [rows, O]."""
     acc = convolve(q.astype(np.int64) - zeros[0], codes.astype(np.int64), shape) + bias
     assert np.abs(acc).max(initial=0) < 2**31
-    return requantize(acc.astype(np.int32), multiplier, zeros[1]).reshape(shape.rows, shape.out_channels)
+    sums = acc.astype(np.int32).reshape(shape.rows, shape.out_channels)
+    if out is None or out.dtype == "uint8":
+        return requantize(sums, multiplier, zeros[1])
+    return np.clip(sums.astype(np.float32) * multiplier, np.float32(out.low), np.float32(out.high))
 
 
 def windows(

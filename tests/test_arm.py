@@ -197,11 +197,7 @@ def _add_depthwise(kernels: Kernels, machine: Target) -> None:
     cases = [(shape, "uint8") for shape in shapes] + [(DEPTHWISE[1], "float32")]
     for number, (shape, out) in enumerate(cases):
         q, codes, bias, multiplier = _codes(shape, 8, number)
-        if out == "uint8":
-            wanted = quantized_convolution(q, codes, bias, multiplier, zeros, shape)
-        else:
-            sums = convolve(q.astype(np.int64) - zeros[0], codes.astype(np.int64), shape) + bias
-            wanted = sums.reshape(shape.rows, -1).astype(np.float32) * multiplier
+        wanted = quantized_convolution(q, codes, bias, multiplier, zeros, shape, Output(out))
         arguments = [
             q.reshape(-1, shape.in_channels),
             pack_depthwise(codes),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_runner import require, run
-from reference import convolve, quantized_convolution
+from reference import half_extreme, quantized_convolution
 
 from tvm_mpq.cost.work import kernel_work
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
@@ -43,12 +43,9 @@ def shapes(draw: st.DrawFn) -> ConvolutionShape:
 def check(spec: KernelSpec, tile: PairDepthwiseTile | None, zeros: tuple[int, int], seed: int) -> None:
     shape, rng = spec.shape, np.random.default_rng(seed)
     image = (shape.batch, shape.height, shape.width, shape.in_channels)
-    q = np.where(rng.random(image) < 0.5, rng.choice([0, 255], image), rng.integers(0, 256, image))
     filters = (shape.out_channels, 1, *shape.kernel)
-    codes = np.where(
-        rng.random(filters) < 0.5, rng.choice([-127, 127], filters), rng.integers(-127, 128, filters)
-    )
-    q, codes = q.astype(np.uint8), codes.astype(np.int8)
+    q = half_extreme(rng, 0, 255, image).astype(np.uint8)
+    codes = half_extreme(rng, -127, 127, filters).astype(np.int8)
     bias = rng.integers(-5000, 5000, shape.out_channels).astype(np.int32)
     # Some results lie far outside of the output's grid, and of int16.
     multiplier = (rng.random(shape.out_channels) * rng.choice([2e-3, 1.0])).astype(np.float32)
@@ -61,12 +58,7 @@ def check(spec: KernelSpec, tile: PairDepthwiseTile | None, zeros: tuple[int, in
         multiplier,
         np.array(zeros, np.int32),
     )
-    if spec.out.dtype == "uint8":
-        expected = quantized_convolution(q, codes, bias, multiplier, zeros, shape)
-    else:
-        sums = convolve(q.astype(np.int64) - zeros[0], codes.astype(np.int64), shape) + bias
-        expected = sums.reshape(shape.rows, -1).astype(np.int32).astype(np.float32) * multiplier
-        expected = np.clip(expected, spec.out.low, spec.out.high)
+    expected = quantized_convolution(q, codes, bias, multiplier, zeros, shape, spec.out)
     np.testing.assert_array_equal(out, expected, strict=True)
 
 
