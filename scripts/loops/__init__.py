@@ -1,0 +1,1 @@
+"""Inner loops of kernels, found in their assembly and simulated by llvm-mca."""
