@@ -1,7 +1,10 @@
 """Time built kernels of one spec against each other: runs in a worker process of the tuner, or on a device.
 
-In a network a kernel finds its input where the kernel before left it, in the cache, but its weights are those of
-one layer of many: each call here reads another copy of the weights, of so many that the second cache cannot hold them.
+In a network a kernel finds its input where the kernel before left it, in the cache, but all else that it touches was
+last used a run ago, and most of the network's weights and tensors passed through the caches since. So before each call
+on a processor here as many other bytes are read, and then the input is written. Called again and again instead, kernels
+that write much for themselves look a fifth faster than they are. A GPU's calls follow one another without a pause;
+each reads another copy of the weights, of so many that its cache cannot hold them.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from tvm_mpq.runtime.threads import run_with_threads
 
 _MOST_COPIES = 64
 _SAMPLE_SECONDS = 1e-3
-"""Calls that are timed together take about this long, where one takes less."""
+"""The calls of a sample take about this long, where one takes less."""
+_OTHER_BYTES = 16 * 1024 * 1024
+"""What a network of some million weights reads and writes in a run, about."""
 _HOPELESS = 1.5
 """After the first round a tile this many times as slow as the first is measured no more."""
 
@@ -60,7 +65,7 @@ def _measure(
     for path, wanted in zip(libraries, parameters, strict=True):
         name = repr(wanted)
         if name not in made:
-            made[name] = _arguments(wanted, random, place)
+            made[name] = place.arguments([_values(shape, dtype, random) for shape, dtype in wanted])
         kernels.append(_Kernel(tvm.runtime.load_module(path)["main"], made[name], place))
     for path in set(libraries):  # tiles may differ and give the same code
         Path(path).unlink()
@@ -81,9 +86,15 @@ def _measure(
 class _Processor:
     """This machine's memory and processor."""
 
-    def cache_bytes(self) -> int:
-        """Of the cache that weights must not stay in."""
-        return cache_bytes(2)
+    most_calls = 4
+    """Of a sample: what is done between them takes longer than most."""
+
+    def __init__(self) -> None:
+        self._others = np.ones(min(_OTHER_BYTES, 2 * cache_bytes(3)) // 8, np.int64)
+
+    def arguments(self, values: Sequence[np.ndarray]) -> list[tuple[Any, ...]]:
+        """Lists of arguments to be used in turn."""
+        return [tuple(self.tensor(value) for value in values)]
 
     def tensor(self, value: np.ndarray) -> Any:
         """A copy that kernels can read."""
@@ -91,23 +102,36 @@ class _Processor:
 
         return tvm.runtime.tensor(value)
 
-    def wait(self) -> None:
-        """Until all calls have ended: they have."""
+    def time(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> float:
+        """Seconds of all ``calls``, without what is done between them."""
+        seconds = 0.0
+        for each in calls:
+            self._others.sum()
+            for tensor in (each[-1], each[0]):
+                tensor.copyfrom(tensor.numpy())
+            start = time.perf_counter()
+            function(*each)
+            seconds += time.perf_counter() - start
+        return seconds
 
 
 class _Gpu(_Processor):
     """The first GPU and its memory."""
+
+    most_calls = 1000
 
     def __init__(self) -> None:
         import tvm
 
         self._device = tvm.cuda(0)
 
-    def cache_bytes(self) -> int:
-        """Of its second-level cache."""
+    def arguments(self, values: Sequence[np.ndarray]) -> list[tuple[Any, ...]]:
+        """They differ in the copy of the weights."""
         found = driver_device()
         assert found is not None, "the tuner asks for a GPU before it measures on one"
-        return int(found.l2_kb * 1024)
+        copies = min(_MOST_COPIES, 1 + 4 * int(found.l2_kb * 1024) // max(1, values[1].nbytes))
+        first, weights, *others = map(self.tensor, values)
+        return [(first, self.tensor(values[1]) if i else weights, *others) for i in range(copies)]
 
     def tensor(self, value: np.ndarray) -> Any:
         """A copy in its memory."""
@@ -115,13 +139,19 @@ class _Gpu(_Processor):
 
         return tvm.runtime.tensor(value, self._device)
 
-    def wait(self) -> None:
-        """Until it has nothing left to do."""
+    def time(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> float:
+        """Seconds of all ``calls``, after one that finds code and input cold."""
+        function(*calls[0])
         self._device.sync()
+        start = time.perf_counter()
+        for each in calls:
+            function(*each)
+        self._device.sync()
+        return time.perf_counter() - start
 
 
 class _Kernel:
-    """A function and its argument lists, which differ in the copy of the weights."""
+    """A function and its argument lists."""
 
     def __init__(
         self, function: Callable[..., Any], arguments: list[tuple[Any, ...]], place: _Processor
@@ -130,31 +160,16 @@ class _Kernel:
         self._next = 0
         self._time(1)
         once = min(self._time(1) for _ in range(2))
-        self._calls = max(1, min(int(_SAMPLE_SECONDS / once), 1000))
+        self._calls = max(1, min(int(_SAMPLE_SECONDS / once), place.most_calls))
 
     def sample(self) -> float:
-        """Seconds of a call, the mean of some; the first, which finds code and input cold, does not count."""
-        self._time(1)
+        """Seconds of a call, the mean of some."""
         return self._time(self._calls)
 
     def _time(self, calls: int) -> float:
-        function, arguments = self._function, self._arguments
-        chosen = [arguments[(self._next + i) % len(arguments)] for i in range(calls)]
+        chosen = [self._arguments[(self._next + i) % len(self._arguments)] for i in range(calls)]
         self._next += calls
-        start = time.perf_counter()
-        for each in chosen:
-            function(*each)
-        self._place.wait()
-        return (time.perf_counter() - start) / calls
-
-
-def _arguments(
-    parameters: list[Parameter], random: np.random.Generator, place: _Processor
-) -> list[tuple[Any, ...]]:
-    values = [_values(shape, dtype, random) for shape, dtype in parameters]
-    copies = min(_MOST_COPIES, 1 + 4 * place.cache_bytes() // max(1, values[1].nbytes))
-    first, weights, *others = map(place.tensor, values)
-    return [(first, place.tensor(values[1]) if i else weights, *others) for i in range(copies)]
+        return self._place.time(self._function, chosen) / calls
 
 
 def _values(shape: Sequence[int], dtype: str, random: np.random.Generator) -> np.ndarray:
