@@ -2,9 +2,9 @@
 
 In a network a kernel finds its input where the kernel before left it, in the cache, but all else that it touches was
 last used a run ago, and most of the network's weights and tensors passed through the caches since. So before each call
-on a processor here as many other bytes are read, and then the input is written. Called again and again instead, kernels
-that write much for themselves look a fifth faster than they are. A GPU's calls follow one another without a pause;
-each reads another copy of the weights, of so many that its cache cannot hold them.
+on a processor here as many other bytes are read, and then its output and input are written. Called again and again
+instead, kernels that write much for themselves look a fifth faster than they are. A GPU's calls follow one another
+without a pause; each reads another copy of the weights, of so many that its cache cannot hold them.
 """
 
 from __future__ import annotations
@@ -88,6 +88,8 @@ class _Processor:
 
     most_calls = 4
     """Of a sample: what is done between them takes longer than most."""
+    first_counts = True
+    """No call finds more in the caches than another."""
 
     def __init__(self) -> None:
         self._others = np.ones(min(_OTHER_BYTES, 2 * cache_bytes(3)) // 8, np.int64)
@@ -115,10 +117,12 @@ class _Processor:
         return seconds
 
 
-class _Gpu(_Processor):
+class _Gpu:
     """The first GPU and its memory."""
 
     most_calls = 1000
+    first_counts = False
+    """It finds code and input cold."""
 
     def __init__(self) -> None:
         import tvm
@@ -140,9 +144,7 @@ class _Gpu(_Processor):
         return tvm.runtime.tensor(value, self._device)
 
     def time(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> float:
-        """Seconds of all ``calls``, after one that finds code and input cold."""
-        function(*calls[0])
-        self._device.sync()
+        """Seconds from the first of ``calls`` until all have ended."""
         start = time.perf_counter()
         for each in calls:
             function(*each)
@@ -154,7 +156,7 @@ class _Kernel:
     """A function and its argument lists."""
 
     def __init__(
-        self, function: Callable[..., Any], arguments: list[tuple[Any, ...]], place: _Processor
+        self, function: Callable[..., Any], arguments: list[tuple[Any, ...]], place: _Processor | _Gpu
     ) -> None:
         self._function, self._arguments, self._place = function, arguments, place
         self._next = 0
@@ -164,6 +166,8 @@ class _Kernel:
 
     def sample(self) -> float:
         """Seconds of a call, the mean of some."""
+        if not self._place.first_counts:
+            self._time(1)
         return self._time(self._calls)
 
     def _time(self, calls: int) -> float:
