@@ -25,7 +25,8 @@ PROCESSORS = {
     "x86-64-v3": "corei7_haswell_4770",
     "x86-64-v4": "corei7_skylake_x",
     "cascadelake": "corei7_skylake_x, add_features=avx512vnni",
-    "znver4": 'sapphire_rapids, exclude_features="avx_vnni, avx512fp16"',
+    "cooperlake": 'sapphire_rapids, exclude_features="avx_vnni, avx512fp16"',
+    "znver4": 'sapphire_rapids, exclude_features="avx_vnni, avx512fp16", add_features=sse4a',
     "alderlake": 'arrow_lake, exclude_features="avx_ifma, avx_vnni_int8, avx_vnni_int16, avx_ne_convert"',
 }
 TASKS = 3

@@ -18,6 +18,7 @@ from tvm.tirx import PrimFunc
 
 from tvm_mpq.cpu import cpu_features
 from tvm_mpq.target import Target, load_target
+from tvm_mpq.transform.small_buffers import PIPELINE
 
 TARGETS = {
     "generic": "x86-64-v2",
@@ -25,7 +26,7 @@ TARGETS = {
     "avx512": "x86-64-v4",
     "avxvnni": "alderlake",
     "avx512vnni": "cascadelake",
-    "avx512bf16": "znver4",
+    "avx512bf16": "cooperlake",
 }
 
 
@@ -54,7 +55,8 @@ def run(function: PrimFunc, instruction: str, *arguments: np.ndarray) -> np.ndar
         program = Program()
         output = program.call(instruction, function, *map(program.constant, arguments))
         return run_emulated(program, [output], TARGETS[instruction])[0]
-    library = tvm.compile(tvm.IRModule({"main": function}), target=target_of(instruction).tvm_target())
+    target = target_of(instruction).tvm_target()
+    library = tvm.compile(tvm.IRModule({"main": function}), target=target, tir_pipeline=PIPELINE)
     last = function.params[-1]
     out = np.full([int(extent) for extent in last.shape], 77, str(last.dtype))
     tensors = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in (*arguments, out)]

@@ -53,6 +53,7 @@ LLVM_TO_CPUINFO = {
         "sahf": "lahf_lm",
         "sse4.1": "sse4_1",
         "sse4.2": "sse4_2",
+        "sse4a": "sse4a",
         "ssse3": "ssse3",
         "vaes": "vaes",
         "vpclmulqdq": "vpclmulqdq",

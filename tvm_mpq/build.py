@@ -22,6 +22,7 @@ from tvm_mpq.runtime.weights import EXPAND
 from tvm_mpq.target import Target, architecture
 from tvm_mpq.transform.lift_weights import STREAM
 from tvm_mpq.transform.pipeline import build_passes
+from tvm_mpq.transform.small_buffers import PIPELINE
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Built:
         """The code, which runs in this process unless it is for another machine."""
         if self.tvm_target["kind"] == "cuda":
             return cuda_executable(self.planned, self.tvm_target)
-        return relax.build(self.planned, tvm.target.Target(dict(self.tvm_target)), relax_pipeline=None)
+        target = tvm.target.Target(dict(self.tvm_target))
+        return relax.build(self.planned, target, relax_pipeline=None, tir_pipeline=PIPELINE)
 
     def library(self) -> bytes:
         """The code as a shared library; raises MpqError where a linker or a compiler is missing."""

@@ -78,9 +78,11 @@ class ConvolutionShape:
 
     def is_plain_matrix(self) -> bool:
         """Whether rows of the matrix are rows of the input: 1×1, stride 1, no padding, one group."""
-        return (
-            self.kernel == (1, 1) and self.stride == (1, 1) and not any(self.padding) and self.groups == 1
-        )  # fmt: skip
+        return self.is_pointwise() and self.stride == (1, 1) and self.groups == 1
+
+    def is_pointwise(self) -> bool:
+        """Whether a row's patch is one pixel of the input: 1×1, no padding."""
+        return self.kernel == (1, 1) and not any(self.padding)
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ def convolution(
     row_tile: int = 1,
     weight_group: int = 0,
     adds: bool = False,
+    by_kernel_row: bool = False,
 ) -> PrimFunc:
     """The definition as a PrimFunc with blocks ``padded``, ``stage``, ``acc``, ``finished`` and ``out``, unscheduled.
 
@@ -129,7 +132,8 @@ def convolution(
     zero-point); then the output [rows, out_channels]. ``row_tile``: rows are padded to a multiple of it inside.
     ``adds``: another 8-bit tensor is added to the requantized result, whose parameters are those of
     ``elementwise.add``: it, of the output's shape, factors int32[3], multiplier float32[1], grid int32[2]. One group,
-    and channels that fill whole vectors.
+    and channels that fill whole vectors. ``by_kernel_row``: the kernel rows of the reduction are an axis of their own,
+    so that a patch can be read where it lies (see :func:`rows_in_place`): k then runs over one of them.
     """
     integer = in_dtype == "uint8"
     x = te.placeholder((shape.batch * shape.height * shape.width, shape.in_channels), in_dtype, "x")
@@ -143,8 +147,11 @@ def convolution(
     grid = te.placeholder((2,), "int32", "grid")
 
     rows = _round_up(shape.rows, row_tile)
-    stage = _stage(x, grid if integer else None, shape, intrinsic, rows)
-    k = te.reduce_axis((0, steps), "k")
+    stage = _stage(x, grid if integer else None, shape, intrinsic, rows, by_kernel_row)
+    row_steps = steps // shape.kernel[0]
+    r = te.reduce_axis((0, shape.kernel[0]), "r")
+    k = te.reduce_axis((0, row_steps if by_kernel_row else steps), "k")
+    step = r * row_steps + k if by_kernel_row else k
     inner = te.reduce_axis((0, group), "inner")
 
     factor = None
@@ -153,10 +160,12 @@ def convolution(
 
     def code(g: Expr, n: Expr, lane: Expr) -> Expr:
         if intrinsic.nibbles:
-            return nibble(weight[g, n, k, inner // (2 * per_word), lane, inner % per_word], inner // per_word)
+            return nibble(
+                weight[g, n, step, inner // (2 * per_word), lane, inner % per_word], inner // per_word
+            )
         word = inner // per_word if intrinsic.words > 1 else 0
         within = inner % per_word if intrinsic.words > 1 else inner
-        value = weight[g, n, k, word, lane, within]
+        value = weight[g, n, step, word, lane, within]
         return value.astype("int32") if integer else widened(value, intrinsic.weight)
 
     unit: Unit | None = "neon" if intrinsic.family in neon.ARM64 else "avx2" if intrinsic.is_avx2 else None
@@ -166,14 +175,14 @@ def convolution(
     starts_with_bias = intrinsic.family in neon.DOTS or intrinsic.from_memory
 
     def product(g: Expr, m: Expr, n: Expr, lane: Expr) -> Expr:
-        staged = stage[g, m, k * group + inner]
+        staged = stage[(g, m, r, k * group + inner) if by_kernel_row else (g, m, k * group + inner)]
         staged = staged.astype("int32") if integer else widened(staged, intrinsic.activation)
         value = staged * code(g, n, lane)
         if factor is not None:
-            row_steps, row_groups = steps // shape.kernel[0], -(-shape.run // weight_group)
-            at = k // row_steps * row_groups + k % row_steps * group // weight_group
+            row_groups = -(-shape.run // weight_group)
+            at = step // row_steps * row_groups + step % row_steps * group // weight_group
             value = value * factor[g, n, at, lane].astype("int32")
-        return te.sum(value, axis=[k, inner])
+        return te.sum(value, axis=[r, k, inner] if by_kernel_row else [k, inner])
 
     acc = te.compute((groups, rows, blocks, lanes), product, "acc")
 
@@ -253,8 +262,26 @@ def activate(value: Expr, out: Output) -> Expr:
     return value
 
 
+def rows_in_place(shape: ConvolutionShape, in_dtype: str, intrinsic: Intrinsic) -> int:
+    """How many rows follow one another at equal distances, where patches can be read without being staged; else 0.
+
+    A kernel row of a patch must lie in one piece, in the dtype that the step reads: in the input itself, or in the
+    padded copy of it.
+    """
+    if intrinsic.rows > 1 or shape.groups > 1 or shape.dilation[1] > 1:
+        return 0
+    if shape.is_pointwise() and (intrinsic.activation != in_dtype or shape.in_channels % intrinsic.group):
+        return 0
+    return shape.rows if shape.is_plain_matrix() else shape.out_width
+
+
 def _stage(
-    x: te.Tensor, grid: te.Tensor | None, shape: ConvolutionShape, intrinsic: Intrinsic, rows: int
+    x: te.Tensor,
+    grid: te.Tensor | None,
+    shape: ConvolutionShape,
+    intrinsic: Intrinsic,
+    rows: int,
+    by_kernel_row: bool,
 ) -> te.Tensor:
     per_group = shape.in_channels // shape.groups
     oh, ow = shape.out_height, shape.out_width
@@ -277,26 +304,41 @@ def _stage(
         return value.astype(intrinsic.activation) - grid[0].astype(intrinsic.activation)
 
     padded = None
-    if not shape.is_plain_matrix():
+    if not shape.is_pointwise():
         extra = (columns_read - shape.kernel[1]) * shape.dilation[1]
         padded = padded_lines(x, shape, fill, convert, extra)
 
-    def element(g: Expr, m: Expr, k: Expr) -> Expr:
-        c = k % run % per_group
-        r, s = k // run, k % run // per_group
+    def place(m: Expr) -> tuple[Expr, Expr, Expr]:
+        """Image, row and column of a row's first input, of the padded input where there is one."""
+        return m // (oh * ow), m // ow % oh * shape.stride[0], m % ow * shape.stride[1]
+
+    def pixel(m: Expr) -> Expr:
+        if shape.stride == (1, 1):
+            return m
+        n, h, w = place(m)
+        return (n * shape.height + h) * shape.width + w
+
+    def element(g: Expr, m: Expr, r: Expr, k: Expr) -> Expr:
+        """Number ``k`` of kernel row ``r``."""
         conditions = [] if rows == shape.rows else [m < shape.rows]
+        s, c = k // per_group, k % per_group
         if padded is None:
-            value = convert(x[m, k])
+            value = convert(x[pixel(m), k if shape.groups == 1 else g * per_group + c])
             if length != per_group:
                 conditions.append(k < per_group)
         else:
-            h = m // ow % oh * shape.stride[0] + r * shape.dilation[0]
-            w = m % ow * shape.stride[1] + s * shape.dilation[1]
-            channel = c if shape.groups == 1 else g * per_group + c
-            value = padded[m // (oh * ow), h, w * shape.in_channels + channel]
+            n, h, w = place(m)
+            h += r * shape.dilation[0]
+            if shape.groups == 1 and shape.dilation[1] == 1:
+                value = padded[n, h, w * shape.in_channels + k]
+            else:
+                channel = c if shape.groups == 1 else g * per_group + c
+                value = padded[n, h, (w + s * shape.dilation[1]) * shape.in_channels + channel]
         return te.if_then_else(te.all(*conditions), value, zero) if conditions else value
 
-    return te.compute((shape.groups, rows, length), element, "stage")
+    if by_kernel_row:
+        return te.compute((shape.groups, rows, shape.kernel[0], run), element, "stage")
+    return te.compute((shape.groups, rows, length), lambda g, m, k: element(g, m, k // run, k % run), "stage")
 
 
 def padded_lines(

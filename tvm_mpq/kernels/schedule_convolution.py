@@ -27,7 +27,9 @@ _VECTOR_BYTES = 64
 def schedule_convolution(
     definition: PrimFunc, shape: ConvolutionShape, intrinsic: Intrinsic, tile: ConvolutionTile
 ) -> PrimFunc:
-    """Apply the template to ``convolution(...)``, which must have been made with ``row_tile=tile.rows``."""
+    """Apply the template to ``convolution(...)``, which must have been made with ``row_tile=tile.rows`` and
+    ``by_kernel_row=not tile.staged``.
+    """
     sch = Schedule(IRModule({"main": definition}))
     out, finished, acc, stage = (sch.get_sblock(name) for name in ("out", "finished", "acc", "stage"))
     # Rows of the last tile that lie outside the tensor become a condition on the store. A condition on channels would
@@ -63,11 +65,13 @@ def schedule_convolution(
 
 
 def _schedule_accumulation(sch: Schedule, acc: SBlockRV, intrinsic: Intrinsic, tile: ConvolutionTile) -> None:
-    mi, ni, lane, k, inner = sch.get_loops(acc)[-5:]
+    loops = sch.get_loops(acc)[-5 if tile.staged else -6 :]
+    (mi, ni, lane), reduction, (k, inner) = loops[:3], loops[3:-2], loops[-2:]
     k, step = sch.split(k, [None, tile.unroll])
+    reduction.append(k)
     name = intrinsic.tensor_intrinsic()
     if name is None:
-        sch.reorder(k, step, mi, ni, inner, lane)
+        sch.reorder(*reduction, step, mi, ni, inner, lane)
         sch.unroll(inner)
         sch.vectorize(lane)
     else:
@@ -75,10 +79,10 @@ def _schedule_accumulation(sch: Schedule, acc: SBlockRV, intrinsic: Intrinsic, t
         if intrinsic.rows > 1:
             mi, row = sch.split(mi, [None, intrinsic.rows])
             one.insert(0, row)
-        sch.reorder(k, step, mi, ni, *one)
+        sch.reorder(*reduction, step, mi, ni, *one)
     for loop in (step, mi, ni):
         sch.unroll(loop)
-    init = sch.decompose_reduction(acc, k)
+    init = sch.decompose_reduction(acc, reduction[0])
     if name is not None:
         sch.tensorize(one[0], name)
         row, lane = sch.get_loops(init)[-2:]
@@ -98,7 +102,7 @@ def _place_stage(
     intrinsic: Intrinsic,
     tile: ConvolutionTile,
 ) -> None:
-    if not shape.is_plain_matrix():
+    if not shape.is_pointwise():
         n, h, line = sch.get_loops("padded")
         sch.parallel(sch.fuse(n, h))
         per_pixel = shape.in_channels

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from tvm.tirx import PrimFunc
 
 from tvm_mpq.gpu import CUDA
-from tvm_mpq.kernels.convolution import ConvolutionShape, Output, convolution
+from tvm_mpq.kernels.convolution import ConvolutionShape, Output, convolution, rows_in_place
 from tvm_mpq.kernels.cuda.default_tile import int4_pays
 from tvm_mpq.kernels.cuda.kernel import cuda_int4, cuda_kernel, cuda_tile, cuda_unit
 from tvm_mpq.kernels.cuda.space import cuda_space
@@ -166,12 +166,9 @@ class KernelSpec:
         return replace(self, adds=True) if whole and able else self
 
     @property
-    def in_place(self) -> bool:
-        """Whether a convolution can read its input without staging patches of it."""
-        per_group = self.shape.in_channels // self.shape.groups
-        row = self.row
-        same = row.activation == self.in_dtype and per_group % row.group == 0 and row.rows == 1
-        return same and self.shape.is_plain_matrix()
+    def rows_in_place(self) -> int:
+        """What a tile's rows must divide for a convolution to read its patches without staging them; 0 = it cannot."""
+        return rows_in_place(self.shape, self.in_dtype, self.row)
 
     @property
     def weight_only(self) -> WeightOnlyGeometry:
@@ -275,7 +272,7 @@ class KernelSpec:
             return default_weight_only_tile(self.weight_only)
         if self.family == "depthwise":
             return self.depthwise.default_tile()
-        return default_convolution_tile(self.shape, self.row, self.in_place)
+        return default_convolution_tile(self.shape, self.row, self.rows_in_place)
 
     @property
     def depthwise(self) -> DepthwiseKernel:
@@ -302,7 +299,7 @@ class KernelSpec:
         elif base.family == "weight_only":
             tiles += weight_only_tiles(base.weight_only)
         else:
-            tiles += convolution_tiles(base.shape, base.row, base.in_place)
+            tiles += convolution_tiles(base.shape, base.row, base.rows_in_place)
             other = base.by_winograd()
             if other is not None:
                 tiles += winograd_tiles(other.shape, other.row)
@@ -342,7 +339,14 @@ class KernelSpec:
             return self.depthwise.schedule(tile)
         assert isinstance(tile, ConvolutionTile)
         definition = convolution(
-            self.shape, self.in_dtype, self.out, self.row, tile.rows, self.weight_group, self.adds
+            self.shape,
+            self.in_dtype,
+            self.out,
+            self.row,
+            tile.rows,
+            self.weight_group,
+            self.adds,
+            by_kernel_row=not tile.staged,
         )
         return schedule_convolution(definition, self.shape, self.row, tile)
 

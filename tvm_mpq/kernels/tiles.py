@@ -48,11 +48,11 @@ def balanced(sizes: Iterable[int], units: int, threads: int) -> int:
 
 
 def default_convolution_tile(
-    shape: ConvolutionShape, intrinsic: Intrinsic, in_place: bool, threads: int = 2
+    shape: ConvolutionShape, intrinsic: Intrinsic, in_place: int, threads: int = 2
 ) -> ConvolutionTile:
     """The tile with the least modelled cost a result: multiplies, loads, padding rows and staging.
 
-    ``in_place``: the kernel could read its input without staging it, in tiles that divide the rows exactly.
+    ``in_place``: what the rows of a tile must divide for the kernel to read its input without staging it; 0: it cannot.
     """
     blocks, steps = packed_weight_shape(shape, intrinsic)[1:3]
     best = min(
@@ -60,26 +60,14 @@ def default_convolution_tile(
         for staged in ((True, False) if in_place else (True,))
         for nr in _divisors(blocks)
         for rows in _multiples(intrinsic.rows, min(shape.rows, 16))
-        if _registers(intrinsic, rows, nr) <= intrinsic.registers and (staged or shape.rows % rows == 0)
+        if _registers(intrinsic, rows, nr) <= intrinsic.registers and (staged or in_place % rows == 0)
     )
     rows, nr, staged = best[2:]
-    tiles = -(-shape.rows // rows)
-    columns = blocks // nr
-    tile_bytes = rows * shape.reduction(intrinsic.group) * BYTES[intrinsic.activation]
-    row_tiles = _row_tiles(shape, intrinsic, rows, threads)
-    column_tiles = columns
-    # Where rows are few and channels many, tasks take all rows and part of the weights: each weight is read once.
-    all_rows = tiles * tile_bytes <= _WHOLE_BYTES and columns >= 4 * threads
-    by_columns = tiles // row_tiles < 2 * threads or all_rows
-    if intrinsic.from_memory and columns >= 4 * threads and not by_columns:
-        # Or where that moves less through the second cache: patches once a column tile, not weights once a task.
-        weights = blocks * intrinsic.lanes * shape.reduction(intrinsic.group)
-        by_columns = all_rows = weights > _SECOND_CACHE and columns * tile_bytes < weights / row_tiles
-    if by_columns:
-        row_tiles = tiles if all_rows else row_tiles
-        column_tiles = max(d for d in _divisors(columns) if columns // d >= min(columns, 4 * threads))
+    row_tiles, column_tiles = _task(shape, intrinsic, rows, nr, staged, threads)
     # Floats need the loop overhead hidden; integers gain nothing from more and grow the code.
     # A step of NEON is up to sixteen products long already.
+    if not staged:
+        steps //= shape.kernel[0]
     unrolls = (
         (1,)
         if intrinsic.family in neon.FAMILIES
@@ -88,8 +76,52 @@ def default_convolution_tile(
         else (1, 2)
     )
     unroll = max(d for d in unrolls if steps % d == 0)
-    stage_whole = staged and by_columns and columns > column_tiles
+    stage_whole = staged and column_tiles < blocks // nr
     return ConvolutionTile(rows, nr, row_tiles, column_tiles, unroll, staged, stage_whole)
+
+
+def _weight_bytes(shape: ConvolutionShape, intrinsic: Intrinsic) -> int:
+    elements = packed_weight_shape(shape, intrinsic)[1] * intrinsic.lanes * shape.reduction(intrinsic.group)
+    return elements * BYTES[intrinsic.weight] // (1 + intrinsic.nibbles)
+
+
+def _task(
+    shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, nr: int, staged: bool, threads: int
+) -> tuple[int, int]:
+    """Row tiles and column tiles of a task."""
+    blocks, length = packed_weight_shape(shape, intrinsic)[1], shape.reduction(intrinsic.group)
+    tiles, columns = -(-shape.rows // rows), blocks // nr
+    tile_bytes = rows * length * BYTES[intrinsic.activation]
+    weights = _weight_bytes(shape, intrinsic)
+    row_tiles = _row_tiles(shape, intrinsic, rows, threads)
+    # Where rows are few and channels many, tasks take all rows and part of the weights: each weight is read once.
+    all_rows = tiles * tile_bytes <= _WHOLE_BYTES and columns >= 4 * threads
+    by_columns = tiles // row_tiles < 2 * threads or all_rows
+    if intrinsic.from_memory and columns >= 4 * threads and not by_columns:
+        # Or where that moves less through the second cache: patches once a column tile, not weights once a task.
+        by_columns = all_rows = weights > _SECOND_CACHE and columns * tile_bytes < weights / row_tiles
+    if all_rows:
+        row_tiles = tiles
+    elif weights > _SECOND_CACHE and not intrinsic.from_memory and intrinsic.family not in neon.FAMILIES:
+        # Weights come from the last cache once a task: it takes as many rows as leave them room in the second.
+        patches = tile_bytes
+        if not staged and not shape.is_pointwise():
+            pixels = shape.batch * shape.height * shape.width
+            patches = pixels * shape.in_channels * BYTES[intrinsic.activation] // tiles
+
+        def moved(size: int) -> int:
+            """Bytes from the last cache with tasks of so many row tiles."""
+            again = 1 if size * patches <= _SECOND_CACHE else columns
+            return weights * (tiles // size) + patches * tiles * again
+
+        row_tiles = min(_divisors(tiles), key=lambda size: (moved(size), size))
+        by_columns = tiles // row_tiles < 4 * threads
+    if not by_columns:
+        return row_tiles, columns
+    tasks = (
+        -(-4 * threads // (tiles // row_tiles)) if not all_rows and weights > _SECOND_CACHE else 4 * threads
+    )
+    return row_tiles, max(d for d in _divisors(columns) if columns // d >= min(columns, tasks))
 
 
 def _row_tiles(shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, threads: int) -> int:
@@ -103,7 +135,7 @@ def _row_tiles(shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, threads
     return balanced([d for d in _divisors(tiles) if d <= wanted], tiles, threads)
 
 
-def convolution_tiles(shape: ConvolutionShape, intrinsic: Intrinsic, in_place: bool) -> list[ConvolutionTile]:
+def convolution_tiles(shape: ConvolutionShape, intrinsic: Intrinsic, in_place: int) -> list[ConvolutionTile]:
     """Every tile of the template worth trying: its results fit the registers, its tasks the cache and two threads.
 
     Left out are tiles that multiply less than a third as much a step as the registers allow.
@@ -112,7 +144,7 @@ def convolution_tiles(shape: ConvolutionShape, intrinsic: Intrinsic, in_place: b
 
 
 def _convolution_tiles(
-    shape: ConvolutionShape, intrinsic: Intrinsic, in_place: bool
+    shape: ConvolutionShape, intrinsic: Intrinsic, in_place: int
 ) -> Iterator[tuple[int, ConvolutionTile]]:
     """Each tile with the number of its tasks."""
     blocks, steps = packed_weight_shape(shape, intrinsic)[1:3]
@@ -134,7 +166,7 @@ def _convolution_tiles(
             for column_tiles in _divisors(columns):
                 tasks = shape.groups * (tiles // row_tiles) * (columns // column_tiles)
                 for unroll in (u for u in (1, 2, 4, 8) if steps % u == 0 and rows * nr * u <= _MOST_UNROLLED):
-                    if in_place and shape.rows % rows == 0:
+                    if in_place and in_place % rows == 0 and steps // shape.kernel[0] % unroll == 0:
                         yield tasks, ConvolutionTile(rows, nr, row_tiles, column_tiles, unroll, False)
                     if fits:
                         yield tasks, ConvolutionTile(rows, nr, row_tiles, column_tiles, unroll, True)
@@ -178,7 +210,9 @@ _WHOLE_BYTES = 131072
 _SECOND_CACHE = 262144
 """What of the second-level cache the weights of a kernel may fill, beside its patches and results."""
 _FIRST_CACHE = 24576
-"""What of the first-level cache a panel of weights may fill; a larger one comes from the second, 30 bytes a cycle."""
+"""What of the first-level cache weights may fill; more come from the second, 30 bytes a cycle."""
+_WIDE_SECOND_CACHE = 18
+"""Bytes a cycle that vectors of 64 bytes get from it: a loop with four streams of them is slower than one with two."""
 BYTES = {"float32": 4, "float16": 2, "float16_bits": 2, "bfloat16": 2, "int16": 2, "uint8": 1, "int8": 1}
 
 
@@ -209,10 +243,11 @@ def _cost(
     # Two loads, two multiplies and some three of all a cycle; short accumulation chains do not hide the latency.
     cycles = max(multiplies / 2, (multiplies + others) / 3.3, loads / 2)
     cycles = max(cycles, 4.0 if intrinsic.accumulator == "float32" else 1.0)
-    step_bytes = blocks * intrinsic.lanes * intrinsic.group * BYTES[intrinsic.weight]
-    step_bytes = step_bytes // 2 if intrinsic.nibbles else step_bytes
-    if step_bytes * shape.reduction(intrinsic.group) // intrinsic.group > _FIRST_CACHE:
-        cycles = max(cycles, step_bytes / 30)
+    step_bytes = (
+        blocks * intrinsic.lanes * intrinsic.group * BYTES[intrinsic.weight] // (1 + intrinsic.nibbles)
+    )
+    if _weight_bytes(shape, intrinsic) > _FIRST_CACHE:
+        cycles = max(cycles, step_bytes / (_WIDE_SECOND_CACHE if intrinsic.lanes == 16 else 30))
     cycles += 0.08 * loads
     if intrinsic.family in neon.FAMILIES:
         cycles = neon.cycles(intrinsic.family, words, rows, blocks, intrinsic.nibbles)

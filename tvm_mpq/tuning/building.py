@@ -7,6 +7,7 @@ from typing import Any
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.linker import Linking
 from tvm_mpq.target import architecture
+from tvm_mpq.transform.small_buffers import PIPELINE
 from tvm_mpq.tuning.record import tile_from_json
 
 
@@ -20,6 +21,6 @@ def build_tile(spec: str, tile: str, target: dict[str, Any], path: str) -> list[
     decisions = tile_from_json(tile)
     function = KernelSpec.from_json(spec).with_tile(decisions).schedule(decisions)
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-    built = tvm.tirx.build(module, target=tvm.target.Target(target))
+    built = tvm.tirx.build(module, target=tvm.target.Target(target), pipeline=PIPELINE)
     built.export_library(path, fcompile=Linking(architecture(target["mtriple"])))
     return [([int(extent) for extent in p.shape], str(p.dtype)) for p in function.params]
