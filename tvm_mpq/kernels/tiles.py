@@ -70,7 +70,7 @@ def default_convolution_tile(
         steps //= shape.kernel[0]
     unrolls = (
         (1,)
-        if intrinsic.family in neon.FAMILIES
+        if intrinsic.family in neon.FAMILIES or _fills_registers(intrinsic, rows, nr)
         else (1, 2, 4)
         if intrinsic.accumulator == "float32"
         else (1, 2)
@@ -89,42 +89,57 @@ def _task(
     shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, nr: int, staged: bool, threads: int
 ) -> tuple[int, int]:
     """Row tiles and column tiles of a task."""
-    blocks, length = packed_weight_shape(shape, intrinsic)[1], shape.reduction(intrinsic.group)
-    tiles, columns = -(-shape.rows // rows), blocks // nr
-    tile_bytes = rows * length * BYTES[intrinsic.activation]
+    tiles, columns = -(-shape.rows // rows), packed_weight_shape(shape, intrinsic)[1] // nr
+    tile_bytes = rows * shape.reduction(intrinsic.group) * BYTES[intrinsic.activation]
     weights = _weight_bytes(shape, intrinsic)
-    row_tiles = _row_tiles(shape, intrinsic, rows, threads)
+    row_tiles = _row_tiles(shape, intrinsic, rows, staged, threads)
+    tasks = 4 * threads
     # Where rows are few and channels many, tasks take all rows and part of the weights: each weight is read once.
-    all_rows = tiles * tile_bytes <= _WHOLE_BYTES and columns >= 4 * threads
+    all_rows = tiles * tile_bytes <= _WHOLE_BYTES and columns >= tasks
     by_columns = tiles // row_tiles < 2 * threads or all_rows
-    if intrinsic.from_memory and columns >= 4 * threads and not by_columns:
+    if intrinsic.from_memory and columns >= tasks and not by_columns:
         # Or where that moves less through the second cache: patches once a column tile, not weights once a task.
         by_columns = all_rows = weights > _SECOND_CACHE and columns * tile_bytes < weights / row_tiles
     if all_rows:
         row_tiles = tiles
     elif weights > _SECOND_CACHE and not intrinsic.from_memory and intrinsic.family not in neon.FAMILIES:
-        # Weights come from the last cache once a task: it takes as many rows as leave them room in the second.
-        patches = tile_bytes
-        if not staged and not shape.is_pointwise():
-            pixels = shape.batch * shape.height * shape.width
-            patches = pixels * shape.in_channels * BYTES[intrinsic.activation] // tiles
-
-        def moved(size: int) -> int:
-            """Bytes from the last cache with tasks of so many row tiles."""
-            again = 1 if size * patches <= _SECOND_CACHE else columns
-            return weights * (tiles // size) + patches * tiles * again
-
-        row_tiles = min(_divisors(tiles), key=lambda size: (moved(size), size))
-        by_columns = tiles // row_tiles < 4 * threads
+        row_tiles = _row_tiles_of_large_weights(shape, intrinsic, rows, columns, staged)
+        by_columns = tiles // row_tiles < tasks
+        tasks = -(-tasks * row_tiles // tiles)
     if not by_columns:
         return row_tiles, columns
-    tasks = (
-        -(-4 * threads // (tiles // row_tiles)) if not all_rows and weights > _SECOND_CACHE else 4 * threads
-    )
     return row_tiles, max(d for d in _divisors(columns) if columns // d >= min(columns, tasks))
 
 
-def _row_tiles(shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, threads: int) -> int:
+def _row_tiles_of_large_weights(
+    shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, columns: int, staged: bool
+) -> int:
+    """Row tiles of a task where all weights come from the last cache once a task: what moves least from there."""
+    tiles = -(-shape.rows // rows)
+    patches = rows * shape.reduction(intrinsic.group) * BYTES[intrinsic.activation]
+    if not staged and not shape.is_pointwise():
+        pixels = shape.batch * shape.height * shape.width
+        patches = pixels * shape.in_channels * BYTES[intrinsic.activation] // tiles
+
+    def moved(size: int) -> int:
+        again = 1 if size * patches <= _SECOND_CACHE else columns
+        return _weight_bytes(shape, intrinsic) * (tiles // size) + patches * tiles * again
+
+    return min(_whole_lines(shape, rows, staged), key=lambda size: (moved(size), size))
+
+
+def _whole_lines(shape: ConvolutionShape, rows: int, staged: bool) -> list[int]:
+    """The numbers of row tiles that share them out.
+
+    In place those that are whole output rows or parts of one: the place of others' patches is a division in the loop.
+    """
+    sizes = _divisors(-(-shape.rows // rows))
+    if staged or shape.is_plain_matrix():
+        return sizes
+    return [d for d in sizes if d * rows % shape.out_width == 0 or shape.out_width % (d * rows) == 0]
+
+
+def _row_tiles(shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, staged: bool, threads: int) -> int:
     """Tiles of ``rows`` rows of a task.
 
     Its patches fit the first cache twice over, and there are several tasks a thread so that none waits long.
@@ -132,7 +147,7 @@ def _row_tiles(shape: ConvolutionShape, intrinsic: Intrinsic, rows: int, threads
     tiles = -(-shape.rows // rows)
     tile_bytes = rows * shape.reduction(intrinsic.group) * BYTES[intrinsic.activation]
     wanted = max(1, min(_TASK_BYTES // tile_bytes, tiles // (4 * threads)))
-    return balanced([d for d in _divisors(tiles) if d <= wanted], tiles, threads)
+    return balanced([d for d in _whole_lines(shape, rows, staged) if d <= wanted], tiles, threads)
 
 
 def convolution_tiles(shape: ConvolutionShape, intrinsic: Intrinsic, in_place: int) -> list[ConvolutionTile]:
@@ -161,12 +176,14 @@ def _convolution_tiles(
             continue
         tiles, columns = -(-shape.rows // rows), blocks // nr
         tile_bytes = rows * shape.reduction(intrinsic.group) * BYTES[intrinsic.activation]
+        in_lines = _whole_lines(shape, rows, False) if in_place and in_place % rows == 0 else []
+        unrolls = (1,) if _fills_registers(intrinsic, rows, nr) else (1, 2, 4, 8)
         for row_tiles in _divisors(tiles):
             fits = row_tiles == 1 or row_tiles * tile_bytes <= _MOST_TASK_BYTES
             for column_tiles in _divisors(columns):
                 tasks = shape.groups * (tiles // row_tiles) * (columns // column_tiles)
-                for unroll in (u for u in (1, 2, 4, 8) if steps % u == 0 and rows * nr * u <= _MOST_UNROLLED):
-                    if in_place and in_place % rows == 0 and steps // shape.kernel[0] % unroll == 0:
+                for unroll in (u for u in unrolls if steps % u == 0 and rows * nr * u <= _MOST_UNROLLED):
+                    if row_tiles in in_lines and steps // shape.kernel[0] % unroll == 0:
                         yield tasks, ConvolutionTile(rows, nr, row_tiles, column_tiles, unroll, False)
                     if fits:
                         yield tasks, ConvolutionTile(rows, nr, row_tiles, column_tiles, unroll, True)
@@ -203,6 +220,11 @@ def _registers(intrinsic: Intrinsic, rows: int, blocks: int) -> int:
             intrinsic.family, intrinsic.words, rows, blocks, intrinsic.nibbles, intrinsic.multiplied
         )
     return rows * blocks + blocks + 1 + (intrinsic.family == "pmaddwd")
+
+
+def _fills_registers(intrinsic: Intrinsic, rows: int, blocks: int) -> bool:
+    """Whether AVX-512 has no two registers left: of two steps LLVM then does a row's first, with sums on the stack."""
+    return intrinsic.lanes == 16 and _registers(intrinsic, rows, blocks) + 2 > intrinsic.registers
 
 
 _TASK_BYTES = 65536
@@ -255,6 +277,6 @@ def _cost(
         cycles += neon.outside(intrinsic.family, rows, blocks) / steps
         # Of so few steps LLVM makes no loop, and activations that all tiles of a task share go to memory, a vector for
         # each word.
-        if steps <= 4 and _row_tiles(shape, intrinsic, rows, threads) == 1 < shape.rows // rows:
+        if steps <= 4 and _row_tiles(shape, intrinsic, rows, staged, threads) == 1 < shape.rows // rows:
             cycles *= 1.1
     return cycles / tile * padded * staging
