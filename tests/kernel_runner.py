@@ -28,11 +28,13 @@ TARGETS = {
     "avx512vnni": "cascadelake",
     "avx512bf16": "cooperlake",
 }
+"""Of the instruction sets for vectors."""
+_TILES = {"amx": "sapphirerapids"}
 
 
 @functools.cache
 def target_of(instruction: str) -> Target:
-    return load_target(TARGETS[instruction])
+    return load_target({**TARGETS, **_TILES}[instruction])
 
 
 def missing(instruction: str) -> list[str]:
@@ -43,7 +45,7 @@ def missing(instruction: str) -> list[str]:
 def require(instruction: str) -> None:
     """Skip, naming what lacks, unless the instruction set can be run."""
     lacks = missing(instruction)
-    if lacks and os.environ.get("TVM_MPQ_EMULATE") == "1":
+    if lacks and os.environ.get("TVM_MPQ_EMULATE") == "1" and instruction in TARGETS:
         require_emulator()
     elif lacks:
         pytest.skip(f"this machine cannot run {instruction}: it lacks {', '.join(lacks)}")

@@ -25,6 +25,9 @@ PRECISIONS = FILE[FILE.index("precisions = ") + len("precisions = ") : FILE.inde
 # LLVM's name → /proc/cpuinfo's, for what LLVM may pick by itself when it compiles plain arithmetic.
 LLVM_TO_CPUINFO = {
     "x86_64": {
+        "amx-bf16": "amx_bf16",
+        "amx-int8": "amx_int8",
+        "amx-tile": "amx_tile",
         "avx": "avx",
         "avx2": "avx2",
         "avx512bf16": "avx512_bf16",
@@ -33,6 +36,7 @@ LLVM_TO_CPUINFO = {
         "avx512cd": "avx512cd",
         "avx512dq": "avx512dq",
         "avx512f": "avx512f",
+        "avx512fp16": "avx512_fp16",
         "avx512ifma": "avx512ifma",
         "avx512vbmi": "avx512vbmi",
         "avx512vbmi2": "avx512_vbmi2",
@@ -112,6 +116,8 @@ def test_a_target_needs_all_that_its_compiler_may_use(name):
 @pytest.mark.parametrize(
     ("instruction", "feature"),
     [
+        ("amx", "amx_int8"),
+        ("amx", "amx_tile"),
         ("avx512bf16", "avx512_bf16"),
         ("avx512vnni", "avx512_vnni"),
         ("avxvnni", "avx_vnni"),
@@ -134,6 +140,12 @@ def test_an_instruction_is_among_the_features(instruction, feature):
 @pytest.mark.parametrize(
     ("flags", "instruction", "mcpu", "mattr"),
     [
+        (
+            {*X86_64_V4, "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8"},
+            "amx",
+            "x86-64-v4",
+            ("+avx512vnni", "+avx512bf16", "+amx-tile", "+amx-int8"),
+        ),
         (
             {*X86_64_V4, "avx512_vnni", "avx512_bf16"},
             "avx512bf16",
@@ -206,7 +218,11 @@ def test_a_target_can_be_a_users_own_file(tmp_path):
     [
         ("name = ", "name ", "not valid TOML"),
         ('name = "x86-64-v3"', "", "the field 'name' must be a text, not None"),
-        ('instruction = "avx2"', 'instruction = "avx3"', "unknown instruction 'avx3'; known are avx512bf16"),
+        (
+            'instruction = "avx2"',
+            'instruction = "avx3"',
+            "unknown instruction 'avx3'; known are amx, avx512bf16",
+        ),
         ('"w8a8"', '"w9a8"', "unknown precision 'w9a8'"),
         ('"w4g*a8"', '"w4g*b8"', "unknown precision"),
         (PRECISIONS, '"w8a8"', "the field 'precisions' must be a list of texts, not 'w8a8'"),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import platform
 from pathlib import Path
 
+_AMX = frozenset(("amx_tile", "amx_int8", "amx_bf16", "amx_fp16", "amx_complex"))
+_ARCH_PRCTL, _ASK_FOR_STATE, _TILE_DATA = 158, 0x1023, 18
+"""Linux's system call and its arguments (``asm/prctl.h``)."""
 # The levels of the x86-64 psABI in the spelling of /proc/cpuinfo (LZCNT is ``abm`` there).
 X86_64_V2 = ("cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3")
 X86_64_V3 = (*X86_64_V2, "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave")
@@ -28,13 +32,21 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def cpu_features() -> frozenset[str]:
-    """The processor's feature flags in the spelling of /proc/cpuinfo."""
+    """The processor's feature flags in the spelling of /proc/cpuinfo; AMX's only where it may be used."""
     fields = _cpuinfo()
     if "isa" in fields:
         # RISC-V: rv64imafdc_zicsr_…
         letters, *longer = fields["isa"].removeprefix("rv64").removeprefix("rv32").split("_")
         return frozenset((*letters, *longer))
-    return frozenset((fields.get("flags") or fields.get("Features") or "").split())
+    flags = frozenset((fields.get("flags") or fields.get("Features") or "").split())
+    return flags if "amx_tile" not in flags or _tiles_allowed() else flags - _AMX
+
+
+@functools.cache
+def _tiles_allowed() -> bool:
+    """Whether Linux lets this process use AMX's tiles, for which it has to ask: a virtual machine may refuse."""
+    libc = ctypes.CDLL(None)
+    return int(libc.syscall(_ARCH_PRCTL, _ASK_FOR_STATE, _TILE_DATA)) == 0
 
 
 def cpu_name() -> str:

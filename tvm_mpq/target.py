@@ -41,7 +41,7 @@ else:
 _FOLDER = resources.files("tvm_mpq") / "targets"
 
 _ARCHITECTURES = {
-    **dict.fromkeys(("avx512bf16", "avx512vnni", "avxvnni", "avx512", "avx2", "generic"), "x86_64"),
+    **dict.fromkeys(("amx", "avx512bf16", "avx512vnni", "avxvnni", "avx512", "avx2", "generic"), "x86_64"),
     **dict.fromkeys(("i8mm", "dotprod", "neon"), "aarch64"),
     "neon32": "arm",
     **dict.fromkeys(("portable", *CUDA), ""),
@@ -195,6 +195,12 @@ def host_target(flags: frozenset[str] | None = None) -> Target:
     """
     flags = cpu_features() if flags is None else flags
     rows = (
+        (
+            "amx",
+            "x86-64-v4",
+            (*X86_64_V4, "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8"),
+            ("+avx512vnni", "+avx512bf16", "+amx-tile", "+amx-int8"),
+        ),
         (
             "avx512bf16",
             "x86-64-v4",

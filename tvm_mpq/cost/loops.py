@@ -16,9 +16,12 @@ from tvm.script import tirx as T
 from tvm.tirx import Expr, PrimFunc
 
 from tvm_mpq.kernels import neon
+from tvm_mpq.kernels.amx_instructions import LANES, MOST_BYTES, ROWS
 
 _OF_WORDS = ("pmaddubsw", "smull", "vmull")
 _KINDS = ("fma", "mul", "mullo", "pmaddwd", "vpdpbusd", "sdot", "usdot", "usmmla", "smlal", *_OF_WORDS)
+TILES = "tdpbusd"
+"""The step on tiles, which are no values: its loop is that of :mod:`tvm_mpq.cost.tile_loop`."""
 READERS = 8
 READ_LANES = 8
 
@@ -38,6 +41,8 @@ def find_step(name: str) -> Step:
 
     Raises ValueError for a name without a loop.
     """
+    if name == TILES:
+        return Step(ROWS * LANES * MOST_BYTES, "int32", LANES, lambda x, _: x)
     match = re.fullmatch(rf"({'|'.join(_KINDS)})(128|256|512)(?:x(\d+))?", name)
     if match is None or (match[3] is None) == (match[1] in _OF_WORDS):
         raise ValueError(f"no loop measures the step {name!r}")
@@ -70,6 +75,8 @@ def find_step(name: str) -> Step:
 def multiplications(name: str) -> int:
     """How many of a step's instructions need a multiplier: what bounds it where additions have units of their own."""
     step = find_step(name)
+    if name == TILES:
+        return 32  # sixteen cycles of the time of two multipliers
     if name.startswith(("smull", "vmull")):
         return step.macs // (2 * step.lanes)
     return step.macs // (4 * step.lanes) + 1 if name.startswith("pmaddubsw") else 1

@@ -17,7 +17,8 @@ from tvm import IRModule
 from tvm.runtime import tensor
 from tvm.tirx import PrimFunc
 
-from tvm_mpq.cost.loops import READ_LANES, READERS, find_step, multiply_loop, read_loop
+from tvm_mpq.cost.loops import READ_LANES, READERS, TILES, find_step, multiply_loop, read_loop
+from tvm_mpq.cost.tile_loop import tile_loop
 from tvm_mpq.cpu import cache_bytes
 from tvm_mpq.runtime.threads import run_with_threads
 
@@ -73,7 +74,8 @@ def _multiply_rate(name: str, target: Mapping[str, Any], threads: int) -> float:
     weights = tensor(np.full((2, step.lanes), 0.5 if step.dtype == "float32" else 0x01030107, step.dtype))
     rates = []
     for accumulators in _ACCUMULATORS:
-        main = _compile(multiply_loop(step, accumulators, threads), target)
+        loop = tile_loop if name == TILES else multiply_loop
+        main = _compile(loop(step, accumulators, threads), target)
         out = tensor(np.zeros((threads, accumulators * step.lanes), step.dtype))
         seconds = _seconds_each(functools.partial(main, weights, out))
         rates.append(threads * accumulators * step.macs / seconds)

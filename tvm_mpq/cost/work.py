@@ -18,6 +18,7 @@ from tvm_mpq.kernels.winograd import winograd_geometries
 
 _WIDENING = {
     **INTEGER,
+    "amx": INTEGER["avx512"],
     "avx512bf16": INTEGER["avx512"],
     "avx512vnni": INTEGER["avx512"],
     "avxvnni": INTEGER["avx2"],

@@ -91,6 +91,7 @@ def _float(name: str, lanes: int, registers: int) -> Intrinsic:
 NEON = ("i8mm", "dotprod", "neon")
 """Instruction sets of 64-bit ARM."""
 FLOAT = {
+    "amx": _float("fma512", 16, 32),
     "avx512bf16": _float("fma512", 16, 32),
     "avx512vnni": _float("fma512", 16, 32),
     "avx512": _float("fma512", 16, 32),
@@ -105,6 +106,8 @@ FLOAT = {
     **dict.fromkeys(CUDA, _float("ffma", 16, 0)),
 }
 INTEGER = {
+    # Tiles are another algorithm (see ``amx``); what they do not fit takes the instruction for vectors.
+    "amx": Intrinsic("vpdpbusd512", "uint8", "int8", "int32", 16, 4, 32, "vpdpbusd"),
     "avx512bf16": Intrinsic("vpdpbusd512", "uint8", "int8", "int32", 16, 4, 32, "vpdpbusd"),
     "avx512vnni": Intrinsic("vpdpbusd512", "uint8", "int8", "int32", 16, 4, 32, "vpdpbusd"),
     "avx512": Intrinsic("pmaddwd512", "int16", "int8", "int32", 16, 2, 32, "pmaddwd"),
@@ -132,8 +135,9 @@ WINOGRAD_INTEGER = {
 
 
 HALF = {
-    ("avx512bf16", "bfloat16"): Intrinsic(
-        "vdpbf16ps512", "bfloat16", "bfloat16", "float32", 16, 2, 32, "vdpbf16ps"
+    **dict.fromkeys(
+        (("amx", "bfloat16"), ("avx512bf16", "bfloat16")),
+        Intrinsic("vdpbf16ps512", "bfloat16", "bfloat16", "float32", 16, 2, 32, "vdpbf16ps"),
     ),
     ("dotprod", "float16"): Intrinsic("fmlah128", "float16", "float16", "float32", 8, 8, 32, neon.HALF, 8),
     ("i8mm", "float16"): Intrinsic("fmlah128", "float16", "float16", "float32", 8, 16, 32, neon.HALF, 16),
@@ -149,7 +153,7 @@ for a fifth fewer cycles on Neoverse V1, but 7 % at most on Cortex-A76.
 """
 HALF_CODES = dict.fromkeys(CUDA, Intrinsic("hmma", "float16", "int8", "float32", 16, 16, 0, "hmma"))
 """Where integer weights are made half floats to meet activations rounded to those."""
-_NARROWER = {"avx512bf16": "avxvnni", "avx512vnni": "avxvnni", "avx512": "avx2"}
+_NARROWER = {**dict.fromkeys(("amx", "avx512bf16", "avx512vnni"), "avxvnni"), "avx512": "avx2"}
 """Half as wide on the same machine, for channel counts that fill no wide vector."""
 
 

@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 from tvm.tirx import PrimFunc
 
 from tvm_mpq.gpu import CUDA
+from tvm_mpq.kernels.amx import AmxGeometry, AmxTile, amx_fits, amx_pays, amx_tiles, default_amx_tile
+from tvm_mpq.kernels.amx_program import amx
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, convolution, rows_in_place
 from tvm_mpq.kernels.cuda.default_tile import int4_pays
 from tvm_mpq.kernels.cuda.kernel import cuda_int4, cuda_kernel, cuda_tile, cuda_unit
@@ -63,13 +65,20 @@ from tvm_mpq.kernels.winograd_program import winograd
 
 ATTRIBUTE = "mpq.kernel"
 _BY_INT4 = {"conv2d": "conv2d_int4", "matmul": "matmul_int4"}
-_BASE = {"winograd": "conv2d", "packed_rows": "matmul", **{other: base for base, other in _BY_INT4.items()}}
+_BY_AMX = {"conv2d": "conv2d_amx", "matmul": "matmul_amx"}
+_BASE = {
+    "winograd": "conv2d",
+    "packed_rows": "matmul",
+    **{other: base for base, other in _BY_AMX.items()},
+    **{other: base for base, other in _BY_INT4.items()},
+}
 """The families that are other algorithms for the same kernels."""
 _KEPT = 256
 """Functions that are not made again: a search and an analysis lower the same kernels over and over."""
 
 Tile: TypeAlias = (
-    ConvolutionTile
+    AmxTile
+    | ConvolutionTile
     | CudaTile
     | DepthwiseTile
     | PackedRowsTile
@@ -140,6 +149,8 @@ class KernelSpec:
             return replace(row, nibbles=self.weight_bits <= 4 and not self.weight_group)
         if self.family == "packed_rows":
             return self.packed_rows.row
+        if self.family in _BY_AMX.values():
+            return AmxGeometry(self.shape).row
         if self.halves:
             row = HALF_CODES[self.instruction]
             return narrow_intrinsic(row, self.weight_bits, self.weight_group, self.shape.run, 0)
@@ -162,7 +173,10 @@ class KernelSpec:
     def adding(self) -> KernelSpec:
         """The same kernel with a tensor added to its result, or itself where its template cannot."""
         whole = self.shape.groups == 1 and self.shape.out_channels % self.row.lanes == 0
-        able = self.family in ("conv2d", "conv2d_int4") and self.in_dtype == self.out.dtype == "uint8"
+        able = (
+            self.family in ("conv2d", "conv2d_amx", "conv2d_int4")
+            and self.in_dtype == self.out.dtype == "uint8"
+        )
         return replace(self, adds=True) if whole and able else self
 
     @property
@@ -231,6 +245,16 @@ class KernelSpec:
             return None
         return replace(self, family="packed_rows")
 
+    def by_amx(self) -> KernelSpec | None:
+        """This kernel on AMX's tiles, or None where there are none or it does not fit them.
+
+        Codes that are unpacked in registers are no bytes that a tile could load.
+        """
+        able = self.instruction == "amx" and self.in_dtype == "uint8" and self.family in _BY_AMX
+        if not able or self.row.nibbles or self.row.multiplied or not amx_fits(self.shape):
+            return None
+        return replace(self, family=_BY_AMX[self.family])
+
     def by_int4(self) -> KernelSpec | None:
         """This kernel on int4 tensor cores, or None where there are none, codes have more bits, or rows are few."""
         if self.family not in _BY_INT4 or not cuda_int4(self):
@@ -242,6 +266,9 @@ class KernelSpec:
         packed = self.by_packed_rows()
         if packed is not None:
             return packed
+        by_amx = self.by_amx()
+        if by_amx is not None and amx_pays(self.shape):
+            return by_amx
         by_int4 = self.by_int4()
         if by_int4 is not None and int4_pays(by_int4):
             return by_int4
@@ -256,6 +283,8 @@ class KernelSpec:
             return self.base.faster()
         if isinstance(tile, PackedRowsTile):
             return replace(self.base, family="packed_rows")
+        if isinstance(tile, AmxTile):
+            return replace(self.base, family=_BY_AMX[self.base.family])
         if isinstance(tile, CudaTile) and tile.int4:
             return replace(self.base, family=_BY_INT4[self.base.family])
         return replace(self.base, family="winograd") if isinstance(tile, WinogradTile) else self.base
@@ -268,6 +297,8 @@ class KernelSpec:
             return default_winograd_tile(winograd_geometry(self.shape, self.row))
         if self.family == "packed_rows":
             return default_packed_rows_tile(self.packed_rows)
+        if self.family in _BY_AMX.values():
+            return default_amx_tile(AmxGeometry(self.shape))
         if self.family == "weight_only":
             return default_weight_only_tile(self.weight_only)
         if self.family == "depthwise":
@@ -303,6 +334,9 @@ class KernelSpec:
             other = base.by_winograd()
             if other is not None:
                 tiles += winograd_tiles(other.shape, other.row)
+            by_amx = base.by_amx()
+            if by_amx is not None:
+                tiles += amx_tiles(AmxGeometry(base.shape))
             packed = base.by_packed_rows()
             if packed is not None:
                 tiles += packed_rows_tiles(packed.packed_rows)
@@ -311,7 +345,8 @@ class KernelSpec:
     @functools.lru_cache(_KEPT)  # noqa: B019 (specs are small)
     def define(self) -> PrimFunc:
         """The unscheduled kernel, marked with this spec; one that is written out as a program is scheduled by that."""
-        if self.instruction in CUDA or self.family in ("packed_rows", "winograd", "weight_only"):
+        programs = ("packed_rows", "winograd", "weight_only", *_BY_AMX.values())
+        if self.instruction in CUDA or self.family in programs:
             return self.schedule().with_attr(ATTRIBUTE, self.to_json())
         if self.family == "depthwise":
             definition = self.depthwise.define()
@@ -332,6 +367,8 @@ class KernelSpec:
             return winograd(self.shape, self.in_dtype, self.out, self.row, tile)
         if isinstance(tile, PackedRowsTile):
             return packed_rows(self.packed_rows, self.out, tile)
+        if isinstance(tile, AmxTile):
+            return amx(self.shape, self.out, tile, self.adds)
         if isinstance(tile, WeightOnlyTile):
             program = weight_only_panel if tile.panel else weight_only
             return program(self.weight_only, self.out, tile)

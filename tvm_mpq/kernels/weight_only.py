@@ -52,6 +52,7 @@ class DotInstruction:
 
 
 INSTRUCTIONS = {
+    "amx": DotInstruction("vpdpbusd", 16, 4, 12),
     "avx512bf16": DotInstruction("vpdpbusd", 16, 4, 12),
     "avx512vnni": DotInstruction("vpdpbusd", 16, 4, 12),
     "avx512": DotInstruction("pmaddubsw", 16, 4, 12),

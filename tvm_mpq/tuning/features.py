@@ -7,6 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from tvm_mpq.kernels.amx import AmxGeometry, AmxTile
 from tvm_mpq.kernels.convolution import packed_weight_shape
 from tvm_mpq.kernels.cuda.scalar_core import scalar_shared
 from tvm_mpq.kernels.cuda.tensor_core import tensor_shared
@@ -22,7 +23,7 @@ from tvm_mpq.kernels.winograd import WinogradGeometry, WinogradTile
 
 _KINDS = (
     *(ConvolutionTile, DepthwiseTile, PairDepthwiseTile, WinogradTile, WeightOnlyTile, PackedRowsTile),
-    CudaTile,
+    *(CudaTile, AmxTile),
 )
 _SIZE = 32
 
@@ -57,6 +58,8 @@ def features(spec: KernelSpec, tiles: list[Tile]) -> npt.NDArray[np.float32]:
             own = _packed_rows(spec, tile)
         elif isinstance(tile, WinogradTile):
             own = _winograd(spec, tile)
+        elif isinstance(tile, AmxTile):
+            own = _amx(spec, tile)
         else:
             own = _cuda(spec, tile)
         numbers = [*kinds, *common, *own]
@@ -184,6 +187,24 @@ def _packed_rows(spec: KernelSpec, tile: PackedRowsTile) -> list[float]:
         _log(tile.blocks),
         _log(geometry.blocks // tile.blocks),
         _log(geometry.steps),
+    ]
+
+
+def _amx(spec: KernelSpec, tile: AmxTile) -> list[float]:
+    geometry = AmxGeometry(spec.shape)
+    rows, columns = -(-geometry.row_tiles // tile.rows), -(-geometry.blocks // tile.columns)
+    tasks = -(-rows // tile.row_groups) * (columns // tile.column_groups)
+    return [
+        tile.rows,
+        tile.columns,
+        tile.rows * tile.columns,
+        (tile.rows + tile.columns) / (tile.rows * tile.columns),
+        _log(tile.row_groups),
+        _log(tile.column_groups),
+        _log(tasks),
+        rows * tile.rows / geometry.row_tiles,
+        columns * tile.columns / geometry.blocks,
+        _log(geometry.step * geometry.steps * spec.shape.kernel[0]),
     ]
 
 

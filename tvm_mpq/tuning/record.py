@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tvm_mpq.kernels.amx import AmxTile
 from tvm_mpq.kernels.cuda.tile import CudaTile
 from tvm_mpq.kernels.depthwise import DepthwiseTile
 from tvm_mpq.kernels.packed_rows import PackedRowsTile
@@ -16,11 +17,20 @@ from tvm_mpq.kernels.weight_only import WeightOnlyTile
 from tvm_mpq.kernels.winograd import WinogradTile
 
 TEMPLATE_VERSIONS = {
-    **{"convolution": 1, "cuda": 1, "depthwise": 1, "packed_rows": 1, "pair_depthwise": 1, "weight_only": 2},
+    **{
+        "amx": 1,
+        "convolution": 1,
+        "cuda": 1,
+        "depthwise": 1,
+        "packed_rows": 1,
+        "pair_depthwise": 1,
+        "weight_only": 2,
+    },
     **{"winograd": 1},
 }
 """Raised with a change of a template that changes which tiles are fast; records of older versions are ignored."""
 _TILES: dict[str, type[Tile]] = {
+    "amx": AmxTile,
     "convolution": ConvolutionTile,
     "cuda": CudaTile,
     "depthwise": DepthwiseTile,

@@ -1,0 +1,224 @@
+"""The program of a convolution on AMX, written out for one shape and tile.
+
+    copy = the padded input, or the pixels that a strided 1×1 reads          (where the input itself will not do)
+    for task in parallel(row tasks × column tasks):
+        for column group:  for row group:
+            results[rows, columns] = bias                                    (tiles, in registers)
+            for kernel row, step:  results += activations[rows] × weights[columns]
+            requantize and store
+
+It is emitted, as no schedule names tile registers. What it computes is what ``convolution`` computes, bit for bit.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
+from tvm.tirx import Buffer, Expr, PrimFunc
+
+from tvm_mpq.kernels import amx_instructions
+from tvm_mpq.kernels.amx import AmxGeometry, AmxTile, copied_bytes
+from tvm_mpq.kernels.amx_instructions import LANES, ROWS
+from tvm_mpq.kernels.convolution import Addition, ConvolutionShape, Output, activate
+from tvm_mpq.kernels.emitting import When, argument, scratch, store_vector
+from tvm_mpq.kernels.requantize import requantize_vector
+
+Index: TypeAlias = int | Expr
+
+
+def amx(shape: ConvolutionShape, out: Output, tile: AmxTile, adds: bool) -> PrimFunc:
+    """The kernel.
+
+    Parameters, in order: x uint8 [N·H·W, C]; weights int8 [1, blocks, steps, words, 16, 4]; bias int32 and multiplier
+    float32 [1, blocks, 16]; grid int32 [2] (input and output zero-point); where it ``adds``, those of
+    :class:`Addition`; then the output [rows, out_channels].
+    """
+    return _Program(AmxGeometry(shape), out, tile, adds).emit()
+
+
+class _Program:
+    def __init__(self, geometry: AmxGeometry, out: Output, tile: AmxTile, adds: bool) -> None:
+        self.g, self.out, self.tile, self.adds = geometry, out, tile, adds
+        self.copied = not geometry.shape.is_plain_matrix()
+        self.places = [(row, column) for row in range(tile.rows) for column in range(tile.columns)]
+        self.width = tile.columns * LANES
+
+    def emit(self) -> PrimFunc:
+        g, shape, tile = self.g, self.g.shape, self.tile
+        words = g.step // 4
+        row_groups, column_groups = -(-g.row_tiles // tile.rows), -(-g.blocks // tile.columns)
+        row_tasks = -(-row_groups // tile.row_groups)
+        imported = amx_instructions.imported(words, tile.rows, tile.columns)
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name("main")
+            pixels = shape.batch * shape.height * shape.width
+            self.x = argument("x", (pixels, shape.in_channels), "uint8")
+            steps = shape.kernel[0] * g.steps
+            self.weight = argument("weight", (1, g.blocks, steps, words, LANES, 4), "int8")
+            self.bias = argument("bias", (1, g.blocks, LANES), "int32")
+            self.multiplier = argument("multiplier", (1, g.blocks, LANES), "float32")
+            self.grid = argument("grid", (2,), "int32")
+            if self.adds:
+                self.addition = Addition(
+                    argument("other", (shape.rows, shape.out_channels), "uint8"),
+                    argument("sum_factors", (3,), "int32"),
+                    argument("sum_multiplier", (1,), "float32"),
+                    argument("sum_grid", (2,), "int32"),
+                )
+            self.result = argument("out", (shape.rows, shape.out_channels), self.out.dtype)
+            if self.copied:
+                self.copy = _whole_scratch(copied_bytes(g), "uint8")
+                self._copy()
+            amx_instructions.ask()
+            tasks = row_tasks * (column_groups // tile.column_groups)
+            with T.parallel(0, tasks, annotations={"pragma_import_llvm": imported}) as task:
+                amx_instructions.configure(words, tile.rows, tile.columns)
+                sums = _whole_scratch(tile.rows * ROWS * self.width, "int32")
+                with T.serial(0, tile.column_groups) as column, T.serial(0, tile.row_groups) as row:
+                    group = T.bind(task % row_tasks * tile.row_groups + row)
+                    first = T.bind((task // row_tasks * tile.column_groups + column) * tile.columns)
+                    with When([group < row_groups] if row_groups % tile.row_groups else []):
+                        self._group(group, first, sums)
+                amx_instructions.release()
+        return builder.get()
+
+    def _copy(self) -> None:
+        g, shape = self.g, self.g.shape
+        c = shape.in_channels
+        if g.kind == "plain":
+            sh, sw = shape.stride
+            lines = shape.batch * shape.out_height
+            with T.parallel(0, lines) as line, T.serial(0, shape.out_width) as w:
+                n, h = line // shape.out_height, line % shape.out_height
+                pixel = (n * shape.height + h * sh) * shape.width + w * sw
+                self._move((line * shape.out_width + w) * c, pixel, c)
+            return
+        top, left, _, right = shape.padding
+        with T.parallel(0, shape.batch * g.height) as at:
+            base, h = T.bind(at * (g.line * c)), T.bind(at % g.height - top)
+            with T.If(T.And(h >= 0, h < shape.height)):
+                with T.Then():
+                    self._fill(base, left * c)
+                    pixel = (at // g.height * shape.height + h) * shape.width
+                    self._move(base + left * c, pixel, shape.width * c)
+                    self._fill(base + (left + shape.width) * c, right * c)
+                with T.Else():
+                    self._fill(base, g.line * c)
+
+    def _move(self, to: Index, pixel: Expr, length: int) -> None:
+        """``length`` bytes of the input from ``pixel`` on."""
+        target, source = T.address_of(self.copy[to]), T.address_of(self.x[pixel, 0])
+        T.evaluate(T.call_extern("memcpy", target, source, T.int64(length), dtype="handle"))
+
+    def _fill(self, to: Index, length: int) -> None:
+        if length:
+            target = T.address_of(self.copy[to])
+            T.evaluate(T.call_extern("memset", target, self.grid[0], T.int64(length), dtype="handle"))
+
+    def _group(self, group: Expr, first: Expr, sums: Buffer) -> None:
+        """``rows`` × ``columns`` tiles of results from row tile ``group`` · rows and column block ``first`` on."""
+        g, tile = self.g, self.tile
+        results, count = tile.rows * tile.columns, g.row_tiles
+        # Past the last tile the last one is computed again.
+        tiles = [T.bind(T.min(group * tile.rows + row, count - 1)) for row in range(tile.rows)]
+        blocks = [T.bind(T.min(first + column, g.blocks - 1)) for column in range(tile.columns)]
+        starts = [self._start(each) for each in tiles]
+        for row, column in self.places:
+            address = T.address_of(self.bias[0, blocks[column], 0])
+            amx_instructions.load(row * tile.columns + column, address, 0)
+        with T.serial(0, g.shape.kernel[0]) as r, T.serial(0, g.steps) as step:
+            for row, start in enumerate(starts):
+                amx_instructions.load(
+                    results + row, self._activations(start, r, step * g.step), self._row_bytes
+                )
+            for column, block in enumerate(blocks):
+                address = T.address_of(self.weight[0, block, r * g.steps + step, 0, 0, 0])
+                amx_instructions.load(results + tile.rows + column, address, 4 * LANES)
+            for row, column in self.places:
+                amx_instructions.multiply(
+                    row * tile.columns + column, results + row, results + tile.rows + column
+                )
+        for row, column in self.places:
+            address = T.address_of(sums[row * ROWS * self.width + column * LANES])
+            amx_instructions.store(row * tile.columns + column, address, 4 * self.width)
+        for row, each in enumerate(tiles):
+            self._finish_tile(each, row, blocks, sums)
+
+    @property
+    def _row_bytes(self) -> int:
+        """From one row of a tile of activations to the next."""
+        strided = self.g.kind == "lines"
+        return self.g.shape.in_channels * (self.g.shape.stride[1] if strided else 1)
+
+    def _line_start(self, tile: Expr) -> tuple[Expr, Expr]:
+        """Output row and first column of a tile of ``lines``: the last of a row overlaps the one before it."""
+        width = self.g.shape.out_width
+        each = -(-width // ROWS)
+        return tile // each, T.min(tile % each * ROWS, max(0, width - ROWS))
+
+    def _start(self, tile: Expr) -> Expr:
+        """Where a tile's first row begins, in bytes of what is multiplied (in rows, of the input itself)."""
+        g, shape = self.g, self.g.shape
+        if g.kind == "plain":
+            first = T.min(tile * ROWS, shape.rows - ROWS)
+            return T.bind(first * shape.in_channels if self.copied else first)
+        if g.kind == "flat":
+            return T.bind(tile * (ROWS * shape.in_channels))
+        line, column = self._line_start(tile)
+        top = line // shape.out_height * g.height + line % shape.out_height * shape.stride[0]
+        return T.bind((top * g.line + column * shape.stride[1]) * shape.in_channels)
+
+    def _activations(self, start: Expr, r: Expr, offset: Expr) -> Expr:
+        if not self.copied:
+            return T.address_of(self.x[start, offset])
+        return T.address_of(self.copy[start + r * (self.g.line * self.g.shape.in_channels) + offset])
+
+    def _finish_tile(self, tile: Expr, row: int, blocks: list[Expr], sums: Buffer) -> None:
+        g, shape = self.g, self.g.shape
+        if g.kind == "lines":
+            line, column = (T.bind(each) for each in self._line_start(tile))
+        with T.serial(0, ROWS) as i:
+            conditions: list[Expr] = []
+            if g.kind == "plain":
+                at = T.bind(T.min(tile * ROWS, shape.rows - ROWS) + i)
+            elif g.kind == "flat":
+                pixel = T.bind(tile * ROWS + i)
+                h, w = T.bind(pixel // g.line % g.height), T.bind(pixel % g.line)
+                n = T.bind(pixel // (g.line * g.height))
+                at = T.bind((n * shape.out_height + h) * shape.out_width + w)
+                conditions = [w < shape.out_width, h < shape.out_height, n < shape.batch]
+            else:
+                at = T.bind(line * shape.out_width + column + i)
+                conditions = [column + i < shape.out_width] if shape.out_width < ROWS else []
+            with When(conditions):
+                for column_tile, block in enumerate(blocks):
+                    place = (row * ROWS + i) * self.width + column_tile * LANES
+                    self._finish(sums[T.ramp(place, 1, LANES)], at, block)
+
+    def _finish(self, total: Expr, at: Expr, block: Expr) -> None:
+        n, channel = LANES, T.bind(block * LANES)
+        scale = self.multiplier[0, block, T.ramp(0, 1, n)]
+        if self.out.dtype != "uint8":
+            value = activate(T.cast(total, f"float32x{n}") * scale, self.out)
+        else:
+            value = requantize_vector(total, scale, self.grid[1], n)
+            if self.adds:
+                value = self._added(value, at, channel)
+        store_vector(self.result, value, at, channel, n)
+
+    def _added(self, code: Expr, at: Expr, channel: Expr) -> Expr:
+        """The sum's codes (see :meth:`Addition.element`)."""
+        n, (other, factors, multiplier, grid) = LANES, self.addition.parameters
+        first, second, offset = (T.broadcast(factors[i], n) for i in range(3))
+        others = T.cast(other[at, T.ramp(channel, 1, n)], f"int32x{n}")
+        total = T.cast(code, f"int32x{n}") * first + others * second + offset
+        return requantize_vector(total, T.broadcast(multiplier[0], n), grid[1], n)
+
+
+def _whole_scratch(length: int, dtype: str) -> Buffer:
+    """Scratch that is used by address: TVM cuts a buffer off behind the last element that it sees used."""
+    buffer = scratch(length, dtype)
+    T.buffer_store(buffer, T.Cast(dtype, 0), [length - 1])
+    return buffer
