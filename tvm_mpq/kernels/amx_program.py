@@ -21,6 +21,7 @@ from tvm.tirx import Buffer, Expr, PrimFunc
 from tvm_mpq.kernels import amx_instructions
 from tvm_mpq.kernels.amx import AmxGeometry, AmxTile, copied_bytes
 from tvm_mpq.kernels.amx_instructions import LANES, ROWS
+from tvm_mpq.kernels.avx512_requantize import requantize_pair
 from tvm_mpq.kernels.convolution import Addition, ConvolutionShape, Output, activate
 from tvm_mpq.kernels.emitting import When, argument, scratch, store_vector
 from tvm_mpq.kernels.requantize import requantize_vector
@@ -193,28 +194,54 @@ class _Program:
                 at = T.bind(line * shape.out_width + column + i)
                 conditions = [column + i < shape.out_width] if shape.out_width < ROWS else []
             with When(conditions):
-                for column_tile, block in enumerate(blocks):
-                    place = (row * ROWS + i) * self.width + column_tile * LANES
-                    self._finish(sums[T.ramp(place, 1, LANES)], at, block)
+                place = (row * ROWS + i) * self.width
+                totals = [sums[T.ramp(place + n * LANES, 1, LANES)] for n in range(len(blocks))]
+                whole = g.blocks % self.tile.columns == 0 and shape.out_channels % LANES == 0
+                paired = self.tile.columns // 2 * 2 if whole and self.out.dtype == "uint8" else 0
+                for n in range(0, paired, 2):
+                    self._finish_pair(totals[n : n + 2], at, blocks[n : n + 2])
+                for n in range(paired, self.tile.columns):
+                    self._finish(totals[n], at, blocks[n])
+
+    def _scale(self, block: Expr) -> Expr:
+        return self.multiplier[0, block, T.ramp(0, 1, LANES)]
+
+    def _finish_pair(self, totals: list[Expr], at: Expr, blocks: list[Expr]) -> None:
+        """Two neighbouring blocks of a row at once."""
+        channel, zero, scales = (
+            T.bind(blocks[0] * LANES),
+            self.grid[1],
+            [self._scale(each) for each in blocks],
+        )
+        if self.adds:
+            codes = [self._codes(*each) for each in zip(totals, scales, strict=True)]
+            totals = [self._sum(code, at, channel + n * LANES) for n, code in enumerate(codes)]
+            scales, zero = [T.broadcast(self.addition.multiplier[0], LANES)] * 2, self.addition.grid[1]
+        value = requantize_pair(totals, scales, zero)
+        store_vector(self.result, value, at, channel, 2 * LANES)
 
     def _finish(self, total: Expr, at: Expr, block: Expr) -> None:
-        n, channel = LANES, T.bind(block * LANES)
-        scale = self.multiplier[0, block, T.ramp(0, 1, n)]
+        channel, scale = T.bind(block * LANES), self._scale(block)
         if self.out.dtype != "uint8":
-            value = activate(T.cast(total, f"float32x{n}") * scale, self.out)
+            value = activate(T.cast(total, f"float32x{LANES}") * scale, self.out)
+        elif self.adds:
+            addition = self.addition
+            total = self._sum(self._codes(total, scale), at, channel)
+            value = requantize_vector(
+                total, T.broadcast(addition.multiplier[0], LANES), addition.grid[1], LANES
+            )
         else:
-            value = requantize_vector(total, scale, self.grid[1], n)
-            if self.adds:
-                value = self._added(value, at, channel)
-        store_vector(self.result, value, at, channel, n)
+            value = requantize_vector(total, scale, self.grid[1], LANES)
+        store_vector(self.result, value, at, channel, LANES)
 
-    def _added(self, code: Expr, at: Expr, channel: Expr) -> Expr:
-        """The sum's codes (see :meth:`Addition.element`)."""
-        n, (other, factors, multiplier, grid) = LANES, self.addition.parameters
-        first, second, offset = (T.broadcast(factors[i], n) for i in range(3))
-        others = T.cast(other[at, T.ramp(channel, 1, n)], f"int32x{n}")
-        total = T.cast(code, f"int32x{n}") * first + others * second + offset
-        return requantize_vector(total, T.broadcast(multiplier[0], n), grid[1], n)
+    def _codes(self, total: Expr, scale: Expr) -> Expr:
+        return T.cast(requantize_vector(total, scale, self.grid[1], LANES), f"int32x{LANES}")
+
+    def _sum(self, code: Expr, at: Expr, channel: Expr) -> Expr:
+        """The other tensor added (see :meth:`Addition.element`), int32."""
+        first, second, offset = (T.broadcast(self.addition.factors[i], LANES) for i in range(3))
+        others = T.cast(self.addition.other[at, T.ramp(channel, 1, LANES)], f"int32x{LANES}")
+        return code * first + others * second + offset
 
 
 def _whole_scratch(length: int, dtype: str) -> Buffer:
