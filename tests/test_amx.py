@@ -52,11 +52,13 @@ def tile_for(draw: st.DrawFn, shape: ConvolutionShape) -> AmxTile | None:
     return AmxTile(rows, columns, draw(st.integers(1, -(-geometry.row_tiles // rows))), each)
 
 
-def data(shape: ConvolutionShape, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def data(
+    shape: ConvolutionShape, seed: int, largest: int = 127
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Activations, codes, biases and multipliers; a half of the first two at their ends."""
     rng = np.random.default_rng(seed)
     q = half_extreme(rng, 0, 255, (shape.batch, shape.height, shape.width, shape.in_channels))
-    codes = half_extreme(rng, -127, 127, (shape.out_channels, shape.in_channels, *shape.kernel))
+    codes = half_extreme(rng, -largest, largest, (shape.out_channels, shape.in_channels, *shape.kernel))
     bias = rng.integers(-5000, 5000, shape.out_channels).astype(np.int32)
     spread = np.float32(2e-2 / np.sqrt(codes[0].size))
     multiplier = (rng.random(shape.out_channels) * spread).astype(np.float32) + np.float32(1e-6)
@@ -75,16 +77,18 @@ def arguments(
 
 
 @EXAMPLES
-@given(drawn=st.data(), shape=shapes(), zeros=ZEROS, seed=st.integers(0, 99))
+@given(
+    drawn=st.data(), shape=shapes(), bits=st.sampled_from([8, 4, 2, 6]), zeros=ZEROS, seed=st.integers(0, 99)
+)
 def test_convolution(
-    drawn: st.DataObject, shape: ConvolutionShape, zeros: tuple[int, int], seed: int
+    drawn: st.DataObject, shape: ConvolutionShape, bits: int, zeros: tuple[int, int], seed: int
 ) -> None:
     require("amx")
-    spec = KernelSpec("conv2d", shape, "uint8", Output("uint8"), "amx").by_amx()
-    assert (spec is None) == (not amx_fits(shape))
+    spec = KernelSpec("conv2d", shape, "uint8", Output("uint8"), "amx", bits).by_amx()
+    assert (spec is None) == (not amx_fits(AmxGeometry(shape, bits <= 4)))
     if spec is None:
         return
-    values = data(shape, seed)
+    values = data(shape, seed, 2 ** (bits - 1) - 1)
     tile = drawn.draw(st.composite(tile_for)(shape))
     out = run(spec.schedule(tile), "amx", *arguments(spec, values, zeros))
     np.testing.assert_array_equal(out, quantized_convolution(*values, zeros, shape), strict=True)
@@ -125,12 +129,13 @@ def test_floats_leave_with_their_bounds() -> None:
     np.testing.assert_array_equal(result, quantized_convolution(*values, zeros, shape, out))
 
 
-@given(shape=shapes())
-def test_every_tile_shares_all_rows_and_columns(shape: ConvolutionShape) -> None:
-    geometry = AmxGeometry(shape)
-    assert geometry.step % 4 == 0
+@given(shape=shapes(), nibbles=st.booleans())
+def test_every_tile_shares_all_rows_and_columns(shape: ConvolutionShape, nibbles: bool) -> None:
+    geometry = AmxGeometry(shape, nibbles)
+    multiple = 8 if nibbles else 4
+    assert geometry.step % multiple == 0
     assert geometry.step <= MOST_BYTES
-    assert shape.run <= geometry.step * geometry.steps < shape.run + 4 * geometry.steps
+    assert shape.run <= geometry.step * geometry.steps < shape.run + multiple * geometry.steps
     for tile in [default_amx_tile(geometry), *amx_tiles(geometry)]:
         assert tile.rows * tile.columns + tile.rows + tile.columns <= TILES
         assert -(-geometry.blocks // tile.columns) % tile.column_groups == 0
@@ -143,8 +148,9 @@ def test_where_tiles_are_used() -> None:
     assert conv.faster().key == conv.key
     assert kernel_work(conv.faster()).name == "tdpbusd"
     assert default_amx_tile(AmxGeometry(conv.shape)) in conv.space()
-    # Codes unpacked in registers, one row, floats, and machines without tiles.
-    assert replace(conv, weight_bits=4).faster().family == "conv2d"
+    assert replace(conv, weight_bits=4).faster().row.nibbles
+    # Factors of groups, one row, floats, and machines without tiles.
+    assert replace(conv, weight_bits=4, weight_group=32).faster().family == "conv2d"
     one = KernelSpec("matmul", ConvolutionShape(1, 1, 1, 512, 1000), "uint8", Output("float32"), "amx")
     assert one.faster().family == "matmul"
     assert replace(conv, instruction="avx512bf16").faster().family == "conv2d"

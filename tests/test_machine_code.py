@@ -1,4 +1,4 @@
-"""What LLVM makes of AVX2's kernels: that the tricks which keep it from worse code still work."""
+"""What LLVM makes of x86's kernels: that the tricks which keep it from worse code still work."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def assembly(spec: KernelSpec, tile: ConvolutionTile | None = None) -> list[str]
     return instructions(spec.schedule(tile))
 
 
-def instructions(function: PrimFunc) -> list[str]:
+def instructions(function: PrimFunc, instruction: str = "avx2") -> list[str]:
     built = tvm.compile(
-        tvm.IRModule({"main": function}), target=target_of("avx2").tvm_target(), tir_pipeline=PIPELINE
+        tvm.IRModule({"main": function}), target=target_of(instruction).tvm_target(), tir_pipeline=PIPELINE
     )
     lines = str(built.mod.inspect_source("asm")).splitlines()
     return [line.strip() for line in lines if line.startswith("\t") and not line.startswith("\t.")]
@@ -60,6 +60,22 @@ def test_results_are_narrowed_in_whole_registers() -> None:
         name: sum(line.startswith(name) for line in lines) for name in ("vcvtps2dq", "vpackuswb", "vpermd")
     }
     assert counts == {"vcvtps2dq": 8, "vpackuswb": 2, "vpermd": 2}
+
+
+@pytest.mark.parametrize(("dtype", "multiply"), [("float32", "vfmadd"), ("uint8", "vpdpbusd")])
+def test_a_tile_of_avx512_is_in_registers(dtype: str, multiply: str) -> None:
+    """28 vectors are more than TVM leaves on the stack, and more than two steps of which LLVM would keep in order."""
+    shape = ConvolutionShape(1, 14, 14, 1024, 256)
+    spec = KernelSpec("conv2d", shape, dtype, Output(dtype), "avx512bf16")
+    tile = spec.default_tile()
+    assert isinstance(tile, ConvolutionTile)
+    assert (tile.rows, tile.blocks, tile.unroll, tile.staged) == (14, 2, 1, False)
+    lines = instructions(spec.schedule(tile), "avx512bf16")
+    assert not [line for line in lines if "AllocWorkspace" in line]
+    products = [line for line in lines if line.startswith(multiply)]
+    assert len(products) == 28
+    first, last = (lines.index(line) for line in (products[0], products[-1]))
+    assert not [line for line in lines[first:last] if re.match(r"vmov\S+\s+%zmm\d+, .*\(", line)]
 
 
 def test_a_peaks_loop_of_many_words_holds_each_product_once() -> None:

@@ -16,6 +16,11 @@
 #include <sstream>
 #include <stdexcept>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace tvm_mpq {
 namespace {
 
@@ -103,6 +108,12 @@ void CheckFeatures(const std::vector<std::string>& needed) {
     }
     break;
   }
+#if defined(__x86_64__) && defined(__linux__)
+  // A process may use AMX's tiles once it has asked Linux to, which may refuse: ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA.
+  if (here.count("amx_tile") && syscall(SYS_arch_prctl, 0x1023, 18) != 0) {
+    for (const char* name : {"amx_tile", "amx_int8", "amx_bf16"}) here.erase(name);
+  }
+#endif
   if (here.empty()) return;  // Linux says nothing here: the kernels will
   std::string lacking;
   for (const std::string& feature : needed) {

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from tvm_mpq.kernels.amx_instructions import LANES, MOST_BYTES, ROWS
+from tvm_mpq.kernels.amx_instructions import LANES, MOST_BYTES, ROWS, TILES
 from tvm_mpq.kernels.convolution import ConvolutionShape
 from tvm_mpq.kernels.intrinsic import Intrinsic
-from tvm_mpq.kernels.tiles import shared_evenly
+from tvm_mpq.kernels.tiles import divisors, shared_evenly
 
 BLOCKINGS = ((2, 2), (1, 3), (3, 1), (1, 2), (2, 1), (1, 1))
 """Row and column tiles of results, with whose operands eight registers are enough."""
@@ -46,24 +46,28 @@ class AmxTile:
 
 @dataclass(frozen=True)
 class AmxGeometry:
-    """The extents that follow from a shape."""
+    """The extents that follow from a shape; ``nibbles``: weights come two in a byte, and are unpacked for each task."""
 
     shape: ConvolutionShape
+    nibbles: bool = False
 
     @property
     def step(self) -> int:
         """Elements of the reduction that one multiplication takes: as few steps as can be, then as little padding."""
-        run = self.shape.run
+        run, multiple = self.shape.run, 8 if self.nibbles else 4
         least = -(-run // MOST_BYTES)
-        whole = [s for s in range(least, 2 * least) if run % (4 * s) == 0]
+        whole = [s for s in range(least, 2 * least) if run % (multiple * s) == 0]
         steps = whole[0] if whole else least
-        return -(-run // (4 * steps)) * 4
+        return -(-run // (multiple * steps)) * multiple
 
     @property
     def row(self) -> Intrinsic:
         """Its record in the table of instructions."""
-        step = self.step
-        return Intrinsic("tdpbusd", "uint8", "int8", "int32", LANES, step, 8, "tdpbusd", step // 4)
+        weight = "uint8" if self.nibbles else "int8"
+        words = self.step // 4
+        return Intrinsic(
+            "tdpbusd", "uint8", weight, "int32", LANES, self.step, TILES, "tdpbusd", words, self.nibbles
+        )
 
     @property
     def steps(self) -> int:
@@ -104,9 +108,9 @@ class AmxGeometry:
         return -(-last // ROWS)
 
 
-def amx_fits(shape: ConvolutionShape) -> bool:
+def amx_fits(geometry: AmxGeometry) -> bool:
     """Whether the program can compute it: one group, undilated columns, and no byte past the input is read."""
-    geometry = AmxGeometry(shape)
+    shape = geometry.shape
     if shape.groups > 1 or shape.dilation != (1, 1) or shape.rows < ROWS:
         return False
     return not shape.is_plain_matrix() or shape.run % geometry.step == 0
@@ -132,7 +136,7 @@ def default_amx_tile(geometry: AmxGeometry) -> AmxTile:
     weights = blocks * LANES * geometry.shape.reduction(geometry.step)
     if weights > _SECOND_CACHE or row_groups < _TASKS:
         tasks = -(-_TASKS // row_groups) if weights <= _SECOND_CACHE else min(_TASKS, column_groups)
-        each = max(d for d in _divisors(column_groups) if column_groups // d >= min(tasks, column_groups))
+        each = max(d for d in divisors(column_groups) if column_groups // d >= min(tasks, column_groups))
         if column_groups // each >= 4 or row_groups < 2:
             return AmxTile(rows, columns, row_groups, each)
         return AmxTile(rows, columns, -(-row_groups // 2), each)
@@ -149,15 +153,11 @@ def _amx_tiles(geometry: AmxGeometry) -> Iterator[tuple[int, AmxTile]]:
         row_groups, column_groups = -(-geometry.row_tiles // rows), -(-geometry.blocks // columns)
         for tasks in (1, 2, 4, 8, 16, 32):
             each = -(-row_groups // tasks)
-            for count in _divisors(column_groups):
+            for count in divisors(column_groups):
                 yield (
                     -(-row_groups // each) * (column_groups // count),
                     AmxTile(rows, columns, each, count),
                 )
-
-
-def _divisors(value: int) -> list[int]:
-    return [d for d in range(1, value + 1) if value % d == 0]
 
 
 def copied_bytes(geometry: AmxGeometry) -> int:

@@ -2,7 +2,7 @@
 
     copy = the padded input, or the pixels that a strided 1×1 reads          (where the input itself will not do)
     for task in parallel(row tasks × column tasks):
-        for column group:  for row group:
+        for column group:  (unpack its weights, where they come two in a byte)  for row group:
             results[rows, columns] = bias                                    (tiles, in registers)
             for kernel row, step:  results += activations[rows] × weights[columns]
             requantize and store
@@ -22,21 +22,22 @@ from tvm_mpq.kernels import amx_instructions
 from tvm_mpq.kernels.amx import AmxGeometry, AmxTile, copied_bytes
 from tvm_mpq.kernels.amx_instructions import LANES, ROWS
 from tvm_mpq.kernels.avx512_requantize import requantize_pair
-from tvm_mpq.kernels.convolution import Addition, ConvolutionShape, Output, activate
+from tvm_mpq.kernels.convolution import Addition, Output, activate
 from tvm_mpq.kernels.emitting import When, argument, scratch, store_vector
 from tvm_mpq.kernels.requantize import requantize_vector
+from tvm_mpq.kernels.tensor_intrinsics import unpack_nibbles
 
 Index: TypeAlias = int | Expr
 
 
-def amx(shape: ConvolutionShape, out: Output, tile: AmxTile, adds: bool) -> PrimFunc:
+def amx(geometry: AmxGeometry, out: Output, tile: AmxTile, adds: bool) -> PrimFunc:
     """The kernel.
 
-    Parameters, in order: x uint8 [N·H·W, C]; weights int8 [1, blocks, steps, words, 16, 4]; bias int32 and multiplier
-    float32 [1, blocks, 16]; grid int32 [2] (input and output zero-point); where it ``adds``, those of
-    :class:`Addition`; then the output [rows, out_channels].
+    Parameters, in order: x uint8 [N·H·W, C]; weights int8 [1, blocks, steps, words, 16, 4], or uint8 with half the
+    words; bias int32 and multiplier float32 [1, blocks, 16]; grid int32 [2] (input and output zero-point); where it
+    ``adds``, those of :class:`Addition`; then the output [rows, out_channels].
     """
-    return _Program(AmxGeometry(shape), out, tile, adds).emit()
+    return _Program(geometry, out, tile, adds).emit()
 
 
 class _Program:
@@ -57,7 +58,8 @@ class _Program:
             pixels = shape.batch * shape.height * shape.width
             self.x = argument("x", (pixels, shape.in_channels), "uint8")
             steps = shape.kernel[0] * g.steps
-            self.weight = argument("weight", (1, g.blocks, steps, words, LANES, 4), "int8")
+            stored = words // 2 if g.nibbles else words
+            self.weight = argument("weight", (1, g.blocks, steps, stored, LANES, 4), g.row.weight)
             self.bias = argument("bias", (1, g.blocks, LANES), "int32")
             self.multiplier = argument("multiplier", (1, g.blocks, LANES), "float32")
             self.grid = argument("grid", (2,), "int32")
@@ -77,11 +79,18 @@ class _Program:
             with T.parallel(0, tasks, annotations={"pragma_import_llvm": imported}) as task:
                 amx_instructions.configure(words, tile.rows, tile.columns)
                 sums = _whole_scratch(tile.rows * ROWS * self.width, "int32")
-                with T.serial(0, tile.column_groups) as column, T.serial(0, tile.row_groups) as row:
-                    group = T.bind(task % row_tasks * tile.row_groups + row)
+                if g.nibbles:
+                    self.panel = scratch(tile.columns * self._block_bytes, "int8")
+                with T.serial(0, tile.column_groups) as column:
                     first = T.bind((task // row_tasks * tile.column_groups + column) * tile.columns)
-                    with When([group < row_groups] if row_groups % tile.row_groups else []):
-                        self._group(group, first, sums)
+                    # Past the last block the last one is computed again.
+                    blocks = [T.bind(T.min(first + n, g.blocks - 1)) for n in range(tile.columns)]
+                    if g.nibbles:
+                        self._unpack(blocks)
+                    with T.serial(0, tile.row_groups) as row:
+                        group = T.bind(task % row_tasks * tile.row_groups + row)
+                        with When([group < row_groups] if row_groups % tile.row_groups else []):
+                            self._group(group, blocks, sums)
                 amx_instructions.release()
         return builder.get()
 
@@ -118,13 +127,27 @@ class _Program:
             target = T.address_of(self.copy[to])
             T.evaluate(T.call_extern("memset", target, self.grid[0], T.int64(length), dtype="handle"))
 
-    def _group(self, group: Expr, first: Expr, sums: Buffer) -> None:
-        """``rows`` × ``columns`` tiles of results from row tile ``group`` · rows and column block ``first`` on."""
+    @property
+    def _block_bytes(self) -> int:
+        """Of the unpacked weights of a block."""
+        return self.g.shape.kernel[0] * self.g.steps * self.g.step * LANES
+
+    def _unpack(self, blocks: list[Expr]) -> None:
+        g, width = self.g, 4 * LANES
+        pairs = g.step // 8
+        for n, block in enumerate(blocks):
+            with T.serial(0, g.shape.kernel[0] * g.steps) as step, T.serial(0, pairs) as pair:
+                packed = self.weight.vload([0, block, step, pair, 0, 0], f"uint8x{width}")
+                to = T.bind(n * self._block_bytes + (step * pairs + pair) * (2 * width))
+                for half, codes in enumerate(unpack_nibbles(T.bind(packed), width)):
+                    T.buffer_store(self.panel, codes, [T.ramp(to + half * width, 1, width)])
+
+    def _group(self, group: Expr, blocks: list[Expr], sums: Buffer) -> None:
+        """``rows`` × ``columns`` tiles of results from row tile ``group`` · rows on."""
         g, tile = self.g, self.tile
         results, count = tile.rows * tile.columns, g.row_tiles
         # Past the last tile the last one is computed again.
         tiles = [T.bind(T.min(group * tile.rows + row, count - 1)) for row in range(tile.rows)]
-        blocks = [T.bind(T.min(first + column, g.blocks - 1)) for column in range(tile.columns)]
         starts = [self._start(each) for each in tiles]
         for row, column in self.places:
             address = T.address_of(self.bias[0, blocks[column], 0])
@@ -135,7 +158,11 @@ class _Program:
                     results + row, self._activations(start, r, step * g.step), self._row_bytes
                 )
             for column, block in enumerate(blocks):
-                address = T.address_of(self.weight[0, block, r * g.steps + step, 0, 0, 0])
+                at = r * g.steps + step
+                if g.nibbles:
+                    address = T.address_of(self.panel[column * self._block_bytes + at * (g.step * LANES)])
+                else:
+                    address = T.address_of(self.weight[0, block, at, 0, 0, 0])
                 amx_instructions.load(results + tile.rows + column, address, 4 * LANES)
             for row, column in self.places:
                 amx_instructions.multiply(

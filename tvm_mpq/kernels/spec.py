@@ -150,7 +150,7 @@ class KernelSpec:
         if self.family == "packed_rows":
             return self.packed_rows.row
         if self.family in _BY_AMX.values():
-            return AmxGeometry(self.shape).row
+            return self.amx_geometry.row
         if self.halves:
             row = HALF_CODES[self.instruction]
             return narrow_intrinsic(row, self.weight_bits, self.weight_group, self.shape.run, 0)
@@ -206,6 +206,11 @@ class KernelSpec:
         )
 
     @property
+    def amx_geometry(self) -> AmxGeometry:
+        """The extents of a kernel on AMX's tiles."""
+        return AmxGeometry(self.shape, self.weight_bits <= 4 and not self.weight_group)
+
+    @property
     def input_offset(self) -> int:
         """What the kernel subtracts from its 8-bit activations: its bias is for a zero-point less by so much."""
         return INPUT_OFFSET if self.family == "packed_rows" else 0
@@ -248,10 +253,10 @@ class KernelSpec:
     def by_amx(self) -> KernelSpec | None:
         """This kernel on AMX's tiles, or None where there are none or it does not fit them.
 
-        Codes that are unpacked in registers are no bytes that a tile could load.
+        It applies no factors of groups.
         """
         able = self.instruction == "amx" and self.in_dtype == "uint8" and self.family in _BY_AMX
-        if not able or self.row.nibbles or self.row.multiplied or not amx_fits(self.shape):
+        if not able or self.row.multiplied or not amx_fits(self.amx_geometry):
             return None
         return replace(self, family=_BY_AMX[self.family])
 
@@ -298,7 +303,7 @@ class KernelSpec:
         if self.family == "packed_rows":
             return default_packed_rows_tile(self.packed_rows)
         if self.family in _BY_AMX.values():
-            return default_amx_tile(AmxGeometry(self.shape))
+            return default_amx_tile(self.amx_geometry)
         if self.family == "weight_only":
             return default_weight_only_tile(self.weight_only)
         if self.family == "depthwise":
@@ -336,7 +341,7 @@ class KernelSpec:
                 tiles += winograd_tiles(other.shape, other.row)
             by_amx = base.by_amx()
             if by_amx is not None:
-                tiles += amx_tiles(AmxGeometry(base.shape))
+                tiles += amx_tiles(base.amx_geometry)
             packed = base.by_packed_rows()
             if packed is not None:
                 tiles += packed_rows_tiles(packed.packed_rows)
@@ -368,7 +373,7 @@ class KernelSpec:
         if isinstance(tile, PackedRowsTile):
             return packed_rows(self.packed_rows, self.out, tile)
         if isinstance(tile, AmxTile):
-            return amx(self.shape, self.out, tile, self.adds)
+            return amx(self.amx_geometry, self.out, tile, self.adds)
         if isinstance(tile, WeightOnlyTile):
             program = weight_only_panel if tile.panel else weight_only
             return program(self.weight_only, self.out, tile)

@@ -31,7 +31,8 @@ class ConvolutionTile:
     stage_whole: bool = False
 
 
-def _divisors(value: int) -> list[int]:
+def divisors(value: int) -> list[int]:
+    """What divides ``value``, in order."""
     return [d for d in range(1, value + 1) if value % d == 0]
 
 
@@ -58,7 +59,7 @@ def default_convolution_tile(
     best = min(
         (_cost(shape, intrinsic, rows, nr, staged, threads), -rows * nr, rows, nr, staged)
         for staged in ((True, False) if in_place else (True,))
-        for nr in _divisors(blocks)
+        for nr in divisors(blocks)
         for rows in _multiples(intrinsic.rows, min(shape.rows, 16))
         if _registers(intrinsic, rows, nr) <= intrinsic.registers and (staged or in_place % rows == 0)
     )
@@ -108,7 +109,7 @@ def _task(
         tasks = -(-tasks * row_tiles // tiles)
     if not by_columns:
         return row_tiles, columns
-    return row_tiles, max(d for d in _divisors(columns) if columns // d >= min(columns, tasks))
+    return row_tiles, max(d for d in divisors(columns) if columns // d >= min(columns, tasks))
 
 
 def _row_tiles_of_large_weights(
@@ -133,7 +134,7 @@ def _whole_lines(shape: ConvolutionShape, rows: int, staged: bool) -> list[int]:
 
     In place those that are whole output rows or parts of one: the place of others' patches is a division in the loop.
     """
-    sizes = _divisors(-(-shape.rows // rows))
+    sizes = divisors(-(-shape.rows // rows))
     if staged or shape.is_plain_matrix():
         return sizes
     return [d for d in sizes if d * rows % shape.out_width == 0 or shape.out_width % (d * rows) == 0]
@@ -165,7 +166,7 @@ def _convolution_tiles(
     blocks, steps = packed_weight_shape(shape, intrinsic)[1:3]
     pairs = [
         (rows, nr)
-        for nr in _divisors(blocks)
+        for nr in divisors(blocks)
         for rows in _multiples(intrinsic.rows, min(shape.rows, _MOST_ROWS))
         if _registers(intrinsic, rows, nr) <= intrinsic.registers
         and -(-shape.rows // rows) * rows <= _MOST_PADDING * shape.rows
@@ -178,9 +179,9 @@ def _convolution_tiles(
         tile_bytes = rows * shape.reduction(intrinsic.group) * BYTES[intrinsic.activation]
         in_lines = _whole_lines(shape, rows, False) if in_place and in_place % rows == 0 else []
         unrolls = (1,) if _fills_registers(intrinsic, rows, nr) else (1, 2, 4, 8)
-        for row_tiles in _divisors(tiles):
+        for row_tiles in divisors(tiles):
             fits = row_tiles == 1 or row_tiles * tile_bytes <= _MOST_TASK_BYTES
-            for column_tiles in _divisors(columns):
+            for column_tiles in divisors(columns):
                 tasks = shape.groups * (tiles // row_tiles) * (columns // column_tiles)
                 for unroll in (u for u in unrolls if steps % u == 0 and rows * nr * u <= _MOST_UNROLLED):
                     if row_tiles in in_lines and steps // shape.kernel[0] % unroll == 0:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from tvm_mpq.kernels.amx import AmxGeometry, AmxTile
+from tvm_mpq.kernels.amx import AmxTile
 from tvm_mpq.kernels.convolution import packed_weight_shape
 from tvm_mpq.kernels.cuda.scalar_core import scalar_shared
 from tvm_mpq.kernels.cuda.tensor_core import tensor_shared
@@ -191,7 +191,7 @@ def _packed_rows(spec: KernelSpec, tile: PackedRowsTile) -> list[float]:
 
 
 def _amx(spec: KernelSpec, tile: AmxTile) -> list[float]:
-    geometry = AmxGeometry(spec.shape)
+    geometry = spec.amx_geometry
     rows, columns = -(-geometry.row_tiles // tile.rows), -(-geometry.blocks // tile.columns)
     tasks = -(-rows // tile.row_groups) * (columns // tile.column_groups)
     return [
