@@ -29,12 +29,13 @@ TARGETS = {
     "avx512bf16": "cooperlake",
 }
 """Of the instruction sets for vectors."""
-_TILES = {"amx": "sapphirerapids"}
+TILES = {"amx": "sapphirerapids"}
+"""Of those that only some kernels are made for."""
 
 
 @functools.cache
 def target_of(instruction: str) -> Target:
-    return load_target({**TARGETS, **_TILES}[instruction])
+    return load_target({**TARGETS, **TILES}[instruction])
 
 
 def missing(instruction: str) -> list[str]:
