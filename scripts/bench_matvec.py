@@ -33,7 +33,7 @@ from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.quantization.int16_sums import SUM_WORDS
 from tvm_mpq.runtime.threads import run_with_threads
 from tvm_mpq.target import Target, host_target
-from tvm_mpq.transform.small_buffers import PIPELINE
+from tvm_mpq.transform.small_buffers import compile_kernels
 
 BASE = "w8a8"
 PLACES = ("cache", "memory")
@@ -80,9 +80,7 @@ class Multiplication:
 
     def __init__(self, spec: KernelSpec, target: Target, threads: int, from_memory: bool) -> None:
         function = spec.schedule()
-        self._kernel = tvm.compile(
-            tvm.IRModule({"main": function}), target=target.tvm_target(), tir_pipeline=PIPELINE
-        )["main"]
+        self._kernel = compile_kernels(tvm.IRModule({"main": function}), target.tvm_target())["main"]
         self._threads = threads
         rng = np.random.default_rng(0)
         values = [_numbers(p, rng) for p in function.params]

@@ -34,7 +34,7 @@ from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.plan import PrecisionPlan
 from tvm_mpq.precision import Precision
 from tvm_mpq.target import load_target
-from tvm_mpq.transform.small_buffers import PIPELINE
+from tvm_mpq.transform.small_buffers import compile_kernels
 from tvm_mpq.tuning.workloads import workloads
 
 PROCESSORS = {
@@ -90,9 +90,7 @@ class Loop(NamedTuple):
 
 def assembly_of(spec: KernelSpec, target: str) -> str:
     function = spec.schedule().with_attr("global_symbol", "main")
-    built = tvm.compile(
-        tvm.IRModule({"main": function}), target=load_target(target).tvm_target(), tir_pipeline=PIPELINE
-    )
+    built = compile_kernels(tvm.IRModule({"main": function}), load_target(target).tvm_target())
     return str(built.mod.inspect_source("asm"))
 
 

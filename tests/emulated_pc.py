@@ -18,7 +18,7 @@ import pytest
 from emulated_program import BASE, FILL, GUARD, Buffer, Program
 
 # For each target a processor with the vector instructions that its file names, and no others: a kernel that uses
-# what its target does not promise ends in an exception.
+# what its target does not promise ends in an exception. cooperlake's has more: Bochs has none with BF16 alone.
 PROCESSORS = {
     "x86-64-v2": "corei5_lynnfield_750",
     "haswell": "corei7_haswell_4770",

@@ -11,7 +11,7 @@ from emulated_assembly import for_bochs
 from tvm.tirx import PrimFunc
 
 from tvm_mpq.target import load_target
-from tvm_mpq.transform.small_buffers import PIPELINE
+from tvm_mpq.transform.small_buffers import compile_kernels
 
 BASE = 0x800000
 """Where constants and code lie (emulator/machine.ld)."""
@@ -84,9 +84,7 @@ class Program:
             f"kernel_{place}": function.with_attr("global_symbol", f"kernel_{place}")
             for place, function in enumerate(self.functions)
         }
-        module = tvm.compile(
-            tvm.IRModule(named), target=load_target(target).tvm_target(), tir_pipeline=PIPELINE
-        ).mod
+        module = compile_kernels(tvm.IRModule(named), load_target(target).tvm_target()).mod
         return for_bochs(module.inspect_source("asm"))
 
     def tables(self, outputs: list[Buffer], tasks: int) -> str:

@@ -18,7 +18,7 @@ from tvm.tirx import PrimFunc
 
 from tvm_mpq.cpu import cpu_features
 from tvm_mpq.target import Target, load_target
-from tvm_mpq.transform.small_buffers import PIPELINE
+from tvm_mpq.transform.small_buffers import compile_kernels
 
 TARGETS = {
     "generic": "x86-64-v2",
@@ -59,7 +59,7 @@ def run(function: PrimFunc, instruction: str, *arguments: np.ndarray) -> np.ndar
         output = program.call(instruction, function, *map(program.constant, arguments))
         return run_emulated(program, [output], TARGETS[instruction])[0]
     target = target_of(instruction).tvm_target()
-    library = tvm.compile(tvm.IRModule({"main": function}), target=target, tir_pipeline=PIPELINE)
+    library = compile_kernels(tvm.IRModule({"main": function}), target)
     last = function.params[-1]
     out = np.full([int(extent) for extent in last.shape], 77, str(last.dtype))
     tensors = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in (*arguments, out)]

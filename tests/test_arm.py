@@ -29,7 +29,7 @@ from tvm_mpq.quantization.packing import pack_channels, pack_depthwise, pack_fac
 from tvm_mpq.runtime.package import Package
 from tvm_mpq.runtime.session import Session
 from tvm_mpq.target import Target, load_target
-from tvm_mpq.transform.small_buffers import PIPELINE
+from tvm_mpq.transform.small_buffers import compile_kernels
 
 OBJDUMP = shutil.which("aarch64-linux-gnu-objdump")
 DEVICES = {"raspberry-pi-4": "cortex-a72", "raspberry-pi-5": "cortex-a76"}
@@ -265,7 +265,7 @@ def _halves(shape: ConvolutionShape, target: str) -> KernelSpec:
 
 def _run(machine: Target, processor: str, kernels: Kernels, at: Path) -> tuple[dict[str, np.ndarray], str]:
     """Call each function on the emulated device, on its arrays (see ``emulated_arm``): outputs, their assembly."""
-    built = tvm.compile(tvm.IRModule(kernels.functions), target=machine.tvm_target(), tir_pipeline=PIPELINE)
+    built = compile_kernels(tvm.IRModule(kernels.functions), machine.tvm_target())
     library = at / "kernels.so"
     built.export_library(str(library), fcompile=Linking(machine.architecture))
     np.savez(at / "in.npz", **kernels.arrays)

@@ -13,7 +13,7 @@ from tvm_mpq.cost.loops import find_step, multiply_loop
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output
 from tvm_mpq.kernels.spec import KernelSpec
 from tvm_mpq.kernels.tiles import ConvolutionTile
-from tvm_mpq.transform.small_buffers import PIPELINE
+from tvm_mpq.transform.small_buffers import compile_kernels
 
 SAME = (1, 1, 1, 1)
 
@@ -24,9 +24,7 @@ def assembly(spec: KernelSpec, tile: ConvolutionTile | None = None) -> list[str]
 
 
 def instructions(function: PrimFunc, instruction: str = "avx2") -> list[str]:
-    built = tvm.compile(
-        tvm.IRModule({"main": function}), target=target_of(instruction).tvm_target(), tir_pipeline=PIPELINE
-    )
+    built = compile_kernels(tvm.IRModule({"main": function}), target_of(instruction).tvm_target())
     lines = str(built.mod.inspect_source("asm")).splitlines()
     return [line.strip() for line in lines if line.startswith("\t") and not line.startswith("\t.")]
 

@@ -19,13 +19,13 @@ from typing import Literal
 
 from tvm_mpq.kernels.amx_instructions import LANES, MOST_BYTES, ROWS, TILES
 from tvm_mpq.kernels.convolution import ConvolutionShape
+from tvm_mpq.kernels.divisors import divisors
 from tvm_mpq.kernels.intrinsic import Intrinsic
-from tvm_mpq.kernels.tiles import divisors, shared_evenly
+from tvm_mpq.kernels.tiles import shared_evenly
 
 BLOCKINGS = ((2, 2), (1, 3), (3, 1), (1, 2), (2, 1), (1, 1))
 """Row and column tiles of results, with whose operands eight registers are enough."""
 _LEAST_ROWS = 2 * ROWS
-_LEAST_CHANNELS = 16
 _TASKS = 8
 _SECOND_CACHE = 2**18
 
@@ -118,7 +118,7 @@ def amx_fits(geometry: AmxGeometry) -> bool:
 
 def amx_pays(shape: ConvolutionShape) -> bool:
     """Whether there are rows and channels enough to fill tiles."""
-    return shape.rows >= _LEAST_ROWS and shape.out_channels >= _LEAST_CHANNELS and shape.run >= LANES
+    return shape.rows >= _LEAST_ROWS and shape.out_channels >= LANES and shape.run >= LANES
 
 
 def default_amx_tile(geometry: AmxGeometry) -> AmxTile:

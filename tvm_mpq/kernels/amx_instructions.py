@@ -81,7 +81,7 @@ def release() -> None:
     _emit("tilerelease")
 
 
-def load(tile: int, address: Expr, stride: Expr | int) -> None:
+def load(tile: int, address: Expr, stride: int) -> None:
     """Emit a tile's load of rows ``stride`` bytes apart."""
     _emit("tileloadd64", T.int8(tile), address, T.int64(stride))
 

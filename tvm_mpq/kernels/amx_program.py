@@ -22,8 +22,8 @@ from tvm_mpq.kernels import amx_instructions
 from tvm_mpq.kernels.amx import AmxGeometry, AmxTile, copied_bytes
 from tvm_mpq.kernels.amx_instructions import LANES, ROWS
 from tvm_mpq.kernels.avx512_requantize import requantize_pair
-from tvm_mpq.kernels.convolution import Addition, Output, activate
-from tvm_mpq.kernels.emitting import When, argument, scratch, store_vector
+from tvm_mpq.kernels.convolution import Output, activate
+from tvm_mpq.kernels.emitting import When, addition_arguments, argument, scratch, store_vector
 from tvm_mpq.kernels.requantize import requantize_vector
 from tvm_mpq.kernels.tensor_intrinsics import unpack_nibbles
 
@@ -64,12 +64,7 @@ class _Program:
             self.multiplier = argument("multiplier", (1, g.blocks, LANES), "float32")
             self.grid = argument("grid", (2,), "int32")
             if self.adds:
-                self.addition = Addition(
-                    argument("other", (shape.rows, shape.out_channels), "uint8"),
-                    argument("sum_factors", (3,), "int32"),
-                    argument("sum_multiplier", (1,), "float32"),
-                    argument("sum_grid", (2,), "int32"),
-                )
+                self.addition = addition_arguments(shape.rows, shape.out_channels)
             self.result = argument("out", (shape.rows, shape.out_channels), self.out.dtype)
             if self.copied:
                 self.copy = _whole_scratch(copied_bytes(g), "uint8")
@@ -226,49 +221,32 @@ class _Program:
                 whole = g.blocks % self.tile.columns == 0 and shape.out_channels % LANES == 0
                 paired = self.tile.columns // 2 * 2 if whole and self.out.dtype == "uint8" else 0
                 for n in range(0, paired, 2):
-                    self._finish_pair(totals[n : n + 2], at, blocks[n : n + 2])
+                    self._finish(totals[n : n + 2], at, blocks[n : n + 2])
                 for n in range(paired, self.tile.columns):
-                    self._finish(totals[n], at, blocks[n])
+                    self._finish([totals[n]], at, [blocks[n]])
 
-    def _scale(self, block: Expr) -> Expr:
-        return self.multiplier[0, block, T.ramp(0, 1, LANES)]
-
-    def _finish_pair(self, totals: list[Expr], at: Expr, blocks: list[Expr]) -> None:
-        """Two neighbouring blocks of a row at once."""
-        channel, zero, scales = (
-            T.bind(blocks[0] * LANES),
-            self.grid[1],
-            [self._scale(each) for each in blocks],
-        )
+    def _finish(self, totals: list[Expr], at: Expr, blocks: list[Expr]) -> None:
+        """Results of a row in one block, or in two neighbouring ones at once."""
+        channel, zero = T.bind(blocks[0] * LANES), self.grid[1]
+        scales = [self.multiplier[0, block, T.ramp(0, 1, LANES)] for block in blocks]
         if self.adds:
-            codes = [self._codes(*each) for each in zip(totals, scales, strict=True)]
+            codes = [requantize_vector(*each, zero, LANES) for each in zip(totals, scales, strict=True)]
             totals = [self._sum(code, at, channel + n * LANES) for n, code in enumerate(codes)]
-            scales, zero = [T.broadcast(self.addition.multiplier[0], LANES)] * 2, self.addition.grid[1]
-        value = requantize_pair(totals, scales, zero)
-        store_vector(self.result, value, at, channel, 2 * LANES)
-
-    def _finish(self, total: Expr, at: Expr, block: Expr) -> None:
-        channel, scale = T.bind(block * LANES), self._scale(block)
+            zero = self.addition.grid[1]
+            scales = [T.broadcast(self.addition.multiplier[0], LANES)] * len(blocks)
         if self.out.dtype != "uint8":
-            value = activate(T.cast(total, f"float32x{LANES}") * scale, self.out)
-        elif self.adds:
-            addition = self.addition
-            total = self._sum(self._codes(total, scale), at, channel)
-            value = requantize_vector(
-                total, T.broadcast(addition.multiplier[0], LANES), addition.grid[1], LANES
-            )
+            value = activate(T.cast(totals[0], f"float32x{LANES}") * scales[0], self.out)
+        elif len(blocks) == 2:
+            value = requantize_pair(totals, scales, zero)
         else:
-            value = requantize_vector(total, scale, self.grid[1], LANES)
-        store_vector(self.result, value, at, channel, LANES)
-
-    def _codes(self, total: Expr, scale: Expr) -> Expr:
-        return T.cast(requantize_vector(total, scale, self.grid[1], LANES), f"int32x{LANES}")
+            value = requantize_vector(totals[0], scales[0], zero, LANES)
+        store_vector(self.result, value, at, channel, len(blocks) * LANES)
 
     def _sum(self, code: Expr, at: Expr, channel: Expr) -> Expr:
-        """The other tensor added (see :meth:`Addition.element`), int32."""
+        """The other tensor added to uint8 ``code``s (see :meth:`Addition.element`), int32."""
         first, second, offset = (T.broadcast(self.addition.factors[i], LANES) for i in range(3))
         others = T.cast(self.addition.other[at, T.ramp(channel, 1, LANES)], f"int32x{LANES}")
-        return code * first + others * second + offset
+        return T.cast(code, f"int32x{LANES}") * first + others * second + offset
 
 
 def _whole_scratch(length: int, dtype: str) -> Buffer:

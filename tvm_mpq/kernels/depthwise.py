@@ -16,6 +16,7 @@ from tvm.s_tir import Schedule
 from tvm.tirx import Expr, PrimFunc
 
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, activate, padded_input
+from tvm_mpq.kernels.divisors import divisors
 from tvm_mpq.kernels.intrinsic import Intrinsic
 from tvm_mpq.kernels.narrow_weights import stored_dtype, widened
 from tvm_mpq.kernels.requantize import requantize
@@ -123,9 +124,7 @@ def default_depthwise_tile(
     rows = task_rows(shape)
     line = channel_bytes(shape, rows, in_dtype)
     blocks = shape.out_channels // vector
-    fitting = [
-        d for d in range(1, blocks + 1) if blocks % d == 0 and d * vector * line <= _STAGE_BYTES[in_dtype]
-    ]
+    fitting = [d for d in divisors(blocks) if d * vector * line <= _STAGE_BYTES[in_dtype]]
     row_tasks = shape.batch * shape.out_height // rows
     # Blocks of all row tasks laid end to end: a task takes ``size`` of one row task's.
     size = min(fitting or [1], key=lambda d: (-(-row_tasks * (blocks // d) // threads) * d, -d))
@@ -154,20 +153,16 @@ def _depthwise_tiles(
     channels, lanes = shape.out_channels, row.lanes
     vectors = [v for v in (lanes // 2, lanes, 2 * lanes, 4 * lanes) if v >= 4 and channels % v == 0]
     for vector in vectors or [vector_width(channels, lanes)]:
-        for columns in _divisors(shape.out_width):
+        for columns in divisors(shape.out_width):
             if columns * -(-vector // lanes) > row.registers - 2:
                 continue
-            for rows in _divisors(shape.out_height):
+            for rows in divisors(shape.out_height):
                 line = channel_bytes(shape, rows, in_dtype)
                 row_tasks = shape.batch * shape.out_height // rows
-                for size in _divisors(channels // vector):
+                for size in divisors(channels // vector):
                     if size == 1 or size * vector * line <= _MOST_STAGE_BYTES:
                         tasks = row_tasks * (channels // vector // size)
                         yield tasks, DepthwiseTile(columns, vector, rows, vector * size)
-
-
-def _divisors(value: int) -> list[int]:
-    return [d for d in range(1, value + 1) if value % d == 0]
 
 
 _MOST_STAGE_BYTES = 2**19
@@ -182,9 +177,8 @@ def vector_width(channels: int, lanes: int) -> int:
 def task_rows(shape: ConvolutionShape, threads: int = 2) -> int:
     """Output rows of a parallel task: divides the height, several tasks a thread, at least as tall as the kernel."""
     height = shape.out_height
-    divisors = [d for d in range(1, height + 1) if height % d == 0]
     wanted = max(shape.kernel[0], height // (4 * threads))
-    return max((d for d in divisors if d <= wanted), default=1)
+    return max((d for d in divisors(height) if d <= wanted), default=1)
 
 
 def schedule_depthwise(

@@ -9,6 +9,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
 from tvm.tirx import Buffer, Expr
 
+from tvm_mpq.kernels.convolution import Addition
+
 PROGRAM = "mpq.program"
 """Marks a kernel that is written out, loops and vectors included: no schedule applies."""
 
@@ -16,6 +18,16 @@ PROGRAM = "mpq.program"
 def argument(name: str, shape: Sequence[int], dtype: str) -> Buffer:
     """A parameter of the function being built."""
     return T.arg(name, T.Buffer(shape, dtype, layout=None))
+
+
+def addition_arguments(rows: int, channels: int) -> Addition:
+    """The parameters of a tensor [rows, channels] that is added to the result, in the order that kernels take them."""
+    return Addition(
+        argument("other", (rows, channels), "uint8"),
+        argument("sum_factors", (3,), "int32"),
+        argument("sum_multiplier", (1,), "float32"),
+        argument("sum_grid", (2,), "int32"),
+    )
 
 
 def scratch(length: int, dtype: str) -> Buffer:

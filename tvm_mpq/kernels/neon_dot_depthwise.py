@@ -25,6 +25,7 @@ from tvm_mpq.kernels import neon
 from tvm_mpq.kernels.convolution import ConvolutionShape, Output, activate
 from tvm_mpq.kernels.depthwise import DepthwiseTile, task_rows
 from tvm_mpq.kernels.depthwise_emitting import arguments, windows
+from tvm_mpq.kernels.divisors import divisors
 from tvm_mpq.kernels.emitting import When, program, scratch, store
 from tvm_mpq.kernels.neon_requantize import neon_requantize_vector
 
@@ -70,8 +71,8 @@ def dot_tiles(shape: ConvolutionShape) -> list[DepthwiseTile]:
     """Every tile whose results fit the registers beside the weights and whose input fits the cache."""
     return [
         DepthwiseTile(columns, CHANNELS, rows, CHANNELS)
-        for columns in _divisors(shape.out_width)
-        for rows in _divisors(shape.out_height)
+        for columns in divisors(shape.out_width)
+        for rows in divisors(shape.out_height)
         if _registers(shape, columns, 1) <= _REGISTERS
         and (rows == 1 or _staged(shape, rows) <= _MOST_STAGE_BYTES)
     ]
@@ -80,10 +81,6 @@ def dot_tiles(shape: ConvolutionShape) -> list[DepthwiseTile]:
 def dot_depthwise(shape: ConvolutionShape, out: Output, family: str, tile: DepthwiseTile) -> PrimFunc:
     """The kernel, by ``family`` "sdot" or "usdot"; parameters as those of ``depthwise``."""
     return _Program(shape, out, family, tile).emit()
-
-
-def _divisors(value: int) -> list[int]:
-    return [d for d in range(1, value + 1) if value % d == 0]
 
 
 def _period(shape: ConvolutionShape) -> int:

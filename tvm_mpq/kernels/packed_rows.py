@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from tvm_mpq.kernels.divisors import divisors
 from tvm_mpq.kernels.intrinsic import INTEGER, Intrinsic
 from tvm_mpq.kernels.tiles import balanced, shared_evenly
 from tvm_mpq.kernels.weight_only import INSTRUCTIONS, DotInstruction
@@ -110,7 +111,7 @@ class PackedRowsGeometry:
 def default_packed_rows_tile(geometry: PackedRowsGeometry, threads: int = 2) -> PackedRowsTile:
     """As many panels as registers hold, and several tasks a thread so that none waits long."""
     wanted = max(1, geometry.blocks // (4 * threads))
-    sizes = [d for d in _divisors(geometry.blocks) if d <= wanted]
+    sizes = [d for d in divisors(geometry.blocks) if d <= wanted]
     return PackedRowsTile(max(_panels(geometry)), balanced(sizes, geometry.blocks, threads))
 
 
@@ -122,13 +123,9 @@ def packed_rows_tiles(geometry: PackedRowsGeometry) -> list[PackedRowsTile]:
 def _tiles(geometry: PackedRowsGeometry) -> Iterator[tuple[int, PackedRowsTile]]:
     """Each tile with the number of its tasks."""
     for panels in _panels(geometry):
-        for blocks in _divisors(geometry.blocks):
+        for blocks in divisors(geometry.blocks):
             yield geometry.blocks // blocks, PackedRowsTile(panels, blocks)
 
 
 def _panels(geometry: PackedRowsGeometry) -> list[int]:
-    return [p for p in _divisors(geometry.panels) if p == 1 or p * geometry.rows <= _SUMS]
-
-
-def _divisors(value: int) -> list[int]:
-    return [d for d in range(1, value + 1) if value % d == 0]
+    return [p for p in divisors(geometry.panels) if p == 1 or p * geometry.rows <= _SUMS]

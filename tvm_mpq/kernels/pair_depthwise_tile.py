@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from tvm_mpq.kernels.convolution import ConvolutionShape
+from tvm_mpq.kernels.divisors import divisors
 from tvm_mpq.kernels.tiles import shared_evenly
 
 _MOST_TAPS = 64
@@ -82,7 +83,7 @@ def _fitting_blocks(shape: ConvolutionShape, lanes: int, most: int) -> list[int]
         + row_period(shape) * most_window_pairs(shape) * shape.kernel[1] * 2
     )
     blocks = -(-shape.out_channels // (2 * lanes))
-    return [count for count in _divisors(blocks) if count * size * lanes * 4 <= most]
+    return [count for count in divisors(blocks) if count * size * lanes * 4 <= most]
 
 
 def _tasks(shape: ConvolutionShape, lanes: int, rows: int, blocks: int) -> int:
@@ -110,7 +111,7 @@ def pair_tiles(shape: ConvolutionShape, lanes: int, registers: int) -> list[Pair
     return shared_evenly(
         (_tasks(shape, lanes, rows, blocks), PairDepthwiseTile(columns, rows, blocks))
         for columns in range(1, min(most, shape.out_width) + 1)
-        for rows in _divisors(shape.out_height)
+        for rows in divisors(shape.out_height)
         for blocks in dict.fromkeys([1, *_fitting_blocks(shape, lanes, _MOST_MEMORY)])
     )
 
@@ -123,10 +124,6 @@ def staged_pairs(shape: ConvolutionShape, rows: int) -> int:
 def task_input(shape: ConvolutionShape, rows: int) -> int:
     """Bytes of the input of all channels that the tasks of ``rows`` output rows read, one block after the other."""
     return 2 * staged_pairs(shape, rows) * shape.width * shape.in_channels
-
-
-def _divisors(value: int) -> list[int]:
-    return [d for d in range(1, value + 1) if value % d == 0]
 
 
 def row_period(shape: ConvolutionShape) -> int:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from tvm_mpq.kernels import neon
 from tvm_mpq.kernels.convolution import ConvolutionShape, packed_weight_shape
+from tvm_mpq.kernels.divisors import divisors
 from tvm_mpq.kernels.intrinsic import Intrinsic
 
 T = TypeVar("T")
@@ -29,11 +30,6 @@ class ConvolutionTile:
     unroll: int
     staged: bool
     stage_whole: bool = False
-
-
-def divisors(value: int) -> list[int]:
-    """What divides ``value``, in order."""
-    return [d for d in range(1, value + 1) if value % d == 0]
 
 
 def _multiples(of: int, most: int) -> range:

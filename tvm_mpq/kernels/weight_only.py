@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tvm_mpq.errors import MpqError
+from tvm_mpq.kernels.divisors import divisors
 from tvm_mpq.kernels.tiles import shared_evenly
 
 BLOCK = 32
@@ -156,8 +157,7 @@ def default_weight_only_tile(geometry: WeightOnlyGeometry, threads: int = 2) -> 
     row_tasks = -(-tiles // row_tiles)
     # Several tasks a thread, so that none waits long.
     wanted = min(4 * threads, geometry.blocks * row_tasks)
-    divisors = [d for d in range(1, geometry.blocks + 1) if geometry.blocks % d == 0]
-    column_blocks = max(d for d in divisors if geometry.blocks // d * row_tasks >= wanted)
+    column_blocks = max(d for d in divisors(geometry.blocks) if geometry.blocks // d * row_tasks >= wanted)
     return WeightOnlyTile(rows, row_tiles, column_blocks, panel)
 
 
@@ -173,7 +173,7 @@ def _weight_only_tiles(geometry: WeightOnlyGeometry) -> Iterator[tuple[int, Weig
     for panel, rows in [(p, r) for p in ways for r in range(1, min(most[p], geometry.rows) + 1)]:
         tiles = -(-geometry.rows // rows)
         for row_tiles in sorted({-(-tiles // parts) for parts in range(1, min(tiles, _MOST_ROW_TASKS) + 1)}):
-            for column_blocks in (d for d in range(1, geometry.blocks + 1) if geometry.blocks % d == 0):
+            for column_blocks in divisors(geometry.blocks):
                 tasks = -(-tiles // row_tiles) * (geometry.blocks // column_blocks)
                 yield tasks, WeightOnlyTile(rows, row_tiles, column_blocks, panel)
 

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 
 from tvm_mpq.kernels import neon
 from tvm_mpq.kernels.convolution import ConvolutionShape
+from tvm_mpq.kernels.divisors import divisors
 from tvm_mpq.kernels.intrinsic import Intrinsic
 from tvm_mpq.kernels.tiles import shared_evenly
 
@@ -206,7 +207,7 @@ def _winograd_tiles(geometry: WinogradGeometry) -> Iterator[tuple[int, WinogradT
             _round_up(-(-total // 2), rows),
         }
         for count in sorted(counts):
-            for columns in (d for d in range(1, geometry.blocks + 1) if geometry.blocks % d == 0):
+            for columns in divisors(geometry.blocks):
                 tasks = -(-total // count) * (geometry.blocks // columns)
                 for unroll in (u for u in (1, 2, 4, 8) if steps % u == 0):
                     for transform_whole in (False, True):

@@ -13,11 +13,12 @@ from typing import Any
 
 import tvm
 from tvm import IRModule, tirx
+from tvm.runtime import Executable
 from tvm.s_tir.pipeline import default_s_tir_pipeline, finalize_host_passes
 from tvm.tirx import AllocBuffer, AttrStmt, For, IfThenElse, PrimFunc, SeqStmt, Stmt, While
 
 PIPELINE = "tvm_mpq"
-"""The name by which ``relax.build`` and ``tvm.compile`` take the lowering (``tir_pipeline``)."""
+"""The name by which TVM's builders take the lowering (``tir_pipeline``)."""
 MOST_BYTES = 32 * 64
 """AVX-512's registers, of all instruction sets the largest together."""
 _KEEP = "disable_lower_builtin"
@@ -88,3 +89,8 @@ def _pipeline() -> tuple[Any, Any, Any]:
 
 
 tirx.register_tir_pipeline(PIPELINE, _pipeline)
+
+
+def compile_kernels(kernels: IRModule, target: tvm.target.Target) -> Executable:
+    """``kernels``, scheduled functions, as code for ``target``: what they are in a package."""
+    return tvm.compile(kernels, target=target, tir_pipeline=PIPELINE)

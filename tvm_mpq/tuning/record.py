@@ -17,16 +17,14 @@ from tvm_mpq.kernels.weight_only import WeightOnlyTile
 from tvm_mpq.kernels.winograd import WinogradTile
 
 TEMPLATE_VERSIONS = {
-    **{
-        "amx": 1,
-        "convolution": 1,
-        "cuda": 1,
-        "depthwise": 1,
-        "packed_rows": 1,
-        "pair_depthwise": 1,
-        "weight_only": 2,
-    },
-    **{"winograd": 1},
+    "amx": 1,
+    "convolution": 1,
+    "cuda": 1,
+    "depthwise": 1,
+    "packed_rows": 1,
+    "pair_depthwise": 1,
+    "weight_only": 2,
+    "winograd": 1,
 }
 """Raised with a change of a template that changes which tiles are fast; records of older versions are ignored."""
 _TILES: dict[str, type[Tile]] = {

@@ -13,7 +13,6 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 (TVM's own spelling)
 from tvm.tirx import Buffer, Expr, PrimFunc
 
 from tvm_mpq.kernels.convolution import (
-    Addition,
     ConvolutionShape,
     Output,
     activate,
@@ -23,7 +22,7 @@ from tvm_mpq.kernels.convolution import (
 from tvm_mpq.kernels.cuda.patches import Place, place
 from tvm_mpq.kernels.cuda.stages import Each
 from tvm_mpq.kernels.cuda.tile import CudaTile
-from tvm_mpq.kernels.emitting import When, argument, program
+from tvm_mpq.kernels.emitting import When, addition_arguments, argument, program
 from tvm_mpq.kernels.intrinsic import Intrinsic
 from tvm_mpq.kernels.narrow_weights import stored_dtype
 from tvm_mpq.kernels.requantize import requantize
@@ -100,12 +99,7 @@ class BlockProgram(ABC):
             self.grid = argument("grid", (2,), "int32")
         dims = (shape.rows, shape.out_channels)
         if self.problem.adds:
-            self.addition = Addition(
-                argument("other", dims, "uint8"),
-                argument("sum_factors", (3,), "int32"),
-                argument("sum_multiplier", (1,), "float32"),
-                argument("sum_grid", (2,), "int32"),
-            )
+            self.addition = addition_arguments(*dims)
         self.result = argument("out", dims, self.out.dtype)
 
     def patch(self, i: Expr, k: Expr, beyond: int = 0) -> Place:
